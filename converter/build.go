@@ -1,0 +1,113 @@
+package converter
+
+import (
+	"encoding/hex"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/erofs"
+)
+
+// build is one conversion: what both kinds of input have in common.
+type build struct {
+	tree    *tree
+	image   *erofs.Writer
+	limits  Limits
+	bytes   int64 // declared sizes so far
+	inodes  int64
+	dropped Dropped
+}
+
+func newBuild(t Target, l Limits) *build {
+	o := erofs.Options{DeviceTag: hex.EncodeToString(t.ID[:])}
+	copy(o.UUID[:], t.ID[:])
+	return &build{tree: newTree(), image: erofs.NewWriter(t.Meta, t.Data, o), limits: l.withDefaults()}
+}
+
+func (l Limits) withDefaults() Limits {
+	set := func(v *int64, d int64) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&l.FileBytes, 2<<40)
+	set(&l.LayerBytes, 4<<40)
+	set(&l.StreamBytes, 1<<40)
+	set(&l.Inodes, 16<<20)
+	return l
+}
+
+// admit counts one more entry of size bytes.
+func (b *build) admit(size int64) error {
+	if b.inodes++; b.inodes > b.limits.Inodes {
+		return fmt.Errorf("%w: more than %d entries", ErrLimit, b.limits.Inodes)
+	}
+	if size > b.limits.FileBytes {
+		return fmt.Errorf("%w: file of %d bytes, allowed are %d", ErrLimit, size, b.limits.FileBytes)
+	}
+	if b.bytes += size; b.bytes > b.limits.LayerBytes {
+		return fmt.Errorf("%w: files of more than %d bytes together", ErrLimit, b.limits.LayerBytes)
+	}
+	return nil
+}
+
+// regular writes a regular file: size bytes of r, or if it is not dense the segments, which r delivers.
+func (b *build) regular(a erofs.Attr, size int64, segments []erofs.Segment, dense bool, r io.Reader) (*node, error) {
+	var n *erofs.Inode
+	var err error
+	if dense {
+		n, err = b.image.Regular(a, size, r)
+	} else {
+		n, err = b.image.Sparse(a, size, segments, r)
+	}
+	return &node{inode: n}, err
+}
+
+func (b *build) symlink(a erofs.Attr, target string) (*node, error) {
+	n, err := b.image.Symlink(a, target)
+	return &node{inode: n, target: target, link: true}, err
+}
+
+func (b *build) special(a erofs.Attr, major, minor uint32) (*node, error) {
+	n, err := b.image.Special(a, major, minor)
+	return &node{inode: n}, err
+}
+
+// finish writes the directories and completes the image.
+func (b *build) finish() (Result, error) {
+	var shared *erofs.Inode
+	root, err := b.tree.root.image(true, func() (*erofs.Inode, error) {
+		if shared != nil {
+			return shared, nil
+		}
+		var err error
+		shared, err = b.image.Special(erofs.Attr{Mode: erofs.ModeChar}, 0, 0)
+		return shared, err
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	totals, err := b.image.Finish(root)
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{
+		MetaBytes: totals.MetaBytes, DataBytes: totals.DataBytes, Inodes: totals.Inodes,
+		OpaqueRoot: b.tree.root.opaque, Dropped: b.dropped,
+	}, nil
+}
+
+// storable says whether an attribute can be stored, and counts it if not.
+func (b *build) storable(name string) bool {
+	if erofs.HasNamespace(name) {
+		return true
+	}
+	b.dropped.Xattrs++
+	return false
+}
+
+// isOverlayXattr says whether overlayfs takes the attribute for its own.
+func isOverlayXattr(name string) bool {
+	return strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.")
+}
