@@ -12,12 +12,12 @@
 package converter
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/erofs"
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/tarstream"
 )
 
 // LayoutVersion names how the writer arranges bytes. It is part of every instance id: raise it with any change after which the
@@ -78,7 +78,7 @@ type Dropped struct {
 }
 
 // ErrLimit is wrapped by errors of inputs that ask for more than Limits allow.
-var ErrLimit = errors.New("limit exceeded")
+var ErrLimit = tarstream.ErrLimit
 
 // EntryError is an error in one entry of the input.
 type EntryError struct {

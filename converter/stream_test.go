@@ -1,0 +1,267 @@
+package converter
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+)
+
+func gzipped(t testing.TB, b []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func zstded(t testing.TB, b []byte) []byte {
+	t.Helper()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.EncodeAll(b, nil)
+}
+
+// bigArchive has a file of random bytes, so that it does not become small when compressed.
+func bigArchive(t testing.TB, n int) []byte {
+	t.Helper()
+	b := make([]byte, n/2)
+	rand.Read(b)
+	return archive(t, "d dir", "f dir/random "+fmt.Sprintf("%x", b), "f small x", "h link small")
+}
+
+func TestCompressions(t *testing.T) {
+	tar := bigArchive(t, 3<<20)
+	padded := append(bytes.Clone(tar), make([]byte, 20480)...)
+	half := len(tar) / 2
+	skippable := []byte{0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3}
+	var first Result
+	for _, c := range []struct {
+		name      string
+		blob, tar []byte
+	}{
+		{"plain", tar, tar},
+		{"gzip", gzipped(t, tar), tar},
+		{"gzip of two members", append(gzipped(t, tar[:half]), gzipped(t, tar[half:])...), tar},
+		{"gzip with an empty member", append(gzipped(t, nil), gzipped(t, tar)...), tar},
+		{"zstd", zstded(t, tar), tar},
+		{"zstd of two frames", append(zstded(t, tar[:half]), zstded(t, tar[half:])...), tar},
+		{"zstd with skippable frames", append(append(bytes.Clone(skippable), zstded(t, tar)...), skippable...), tar},
+		{"padding counts", gzipped(t, padded), padded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			meta, data := &memFile{}, &memFile{}
+			r, err := FromTar(context.Background(), bytes.NewReader(c.blob), Target{Meta: meta, Data: data}, Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Blob != digest.FromBytes(c.blob) || r.BlobBytes != int64(len(c.blob)) {
+				t.Errorf("blob %s %d", r.Blob, r.BlobBytes)
+			}
+			if r.DiffID != digest.FromBytes(c.tar) || r.DiffBytes != int64(len(c.tar)) {
+				t.Errorf("diffID %s %d", r.DiffID, r.DiffBytes)
+			}
+			if int64(len(meta.b)) != r.MetaBytes || int64(len(data.b)) != r.DataBytes {
+				t.Errorf("files of %d and %d bytes, result says %d and %d", len(meta.b), len(data.b), r.MetaBytes, r.DataBytes)
+			}
+			if first.Inodes == 0 {
+				first = r
+			}
+			if r.MetaBytes != first.MetaBytes || r.Inodes != first.Inodes {
+				t.Errorf("image differs from that of the plain tar: %+v, %+v", r, first)
+			}
+		})
+	}
+}
+
+func TestBadStreams(t *testing.T) {
+	tar := bigArchive(t, 1<<20)
+	gz, zst := gzipped(t, tar), zstded(t, tar)
+	corrupt := func(b []byte, at int) []byte {
+		b = bytes.Clone(b)
+		b[at] ^= 0xff
+		return b
+	}
+	for _, c := range []struct {
+		name string
+		in   []byte
+		want error // nil: any
+	}{
+		{"truncated tar", tar[:len(tar)/2], io.ErrUnexpectedEOF},
+		{"truncated gzip", gz[:len(gz)/2], io.ErrUnexpectedEOF},
+		{"gzip header only", gz[:5], io.ErrUnexpectedEOF},
+		{"truncated gzip trailer", gz[:len(gz)-3], io.ErrUnexpectedEOF},
+		{"truncated zstd", zst[:len(zst)/2], io.ErrUnexpectedEOF},
+		{"corrupt gzip", corrupt(gz, len(gz)/2), nil},
+		{"gzip checksum", corrupt(gz, len(gz)-6), gzip.ErrChecksum},
+		{"gzip with garbage after it", append(bytes.Clone(gz), "garbage"...), nil},
+		{"corrupt zstd", corrupt(zst, len(zst)/2), nil},
+		{"not a tar", bytes.Repeat([]byte("no tar "), 1000), nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := convert(bytes.NewReader(c.in), Limits{})
+			if err == nil || c.want != nil && !errors.Is(err, c.want) {
+				t.Fatalf("error %v, want %v", err, c.want)
+			}
+			if !strings.Contains(err.Error(), "offset") && !strings.Contains(err.Error(), "bytes in") {
+				t.Errorf("%v does not say where", err)
+			}
+		})
+	}
+}
+
+// TestCutAtHeader shows what the documentation says: only the digest knows that such a tar is not whole.
+func TestCutAtHeader(t *testing.T) {
+	tar := archive(t, "f a x", "f b y")
+	r, err := convert(bytes.NewReader(tar[:1024]), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.DiffID == digest.FromBytes(tar) {
+		t.Error("the digest of half an archive is that of the whole")
+	}
+}
+
+func TestLimits(t *testing.T) {
+	bomb := gzipped(t, make([]byte, 32<<20))
+	for _, c := range []struct {
+		name string
+		in   []byte
+		l    Limits
+	}{
+		{"entries", archive(t, "f a x", "f b x", "f c x"), Limits{Inodes: 2}},
+		{"one file", archive(t, "f a 0123456789"), Limits{FileBytes: 9}},
+		{"all files", archive(t, "f a 01234", "f b 01234"), Limits{LayerBytes: 9}},
+		{"stream", bomb, Limits{StreamBytes: 1 << 20}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if _, err := convert(bytes.NewReader(c.in), c.l); !errors.Is(err, ErrLimit) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// failingFile fails at its n-th write.
+type failingFile struct {
+	memFile
+	n   int
+	err error
+}
+
+func (f *failingFile) WriteAt(b []byte, off int64) (int, error) {
+	if f.n--; f.n < 0 {
+		return 0, f.err
+	}
+	return f.memFile.WriteAt(b, off)
+}
+
+// TestWriteErrors lets every single write fail in turn.
+func TestWriteErrors(t *testing.T) {
+	tar := bigArchive(t, 3<<20)
+	full := errors.New("disk full")
+	for _, which := range []string{"meta", "data"} {
+		for n := 0; ; n++ {
+			meta, data := &failingFile{n: 1 << 30}, &failingFile{n: 1 << 30}
+			f := meta
+			if which == "data" {
+				f = data
+			}
+			f.n, f.err = n, full
+			_, err := FromTar(context.Background(), bytes.NewReader(tar), Target{Meta: meta, Data: data}, Limits{})
+			if err == nil {
+				if n == 0 {
+					t.Errorf("%s: nothing was written", which)
+				}
+				break
+			}
+			if !errors.Is(err, full) {
+				t.Fatalf("%s, write %d: %v", which, n, err)
+			}
+		}
+	}
+}
+
+// TestGoroutines looks whether the stages of the pipeline end with an error, a cancelled context, or a source that fails.
+func TestGoroutines(t *testing.T) {
+	before := runtime.NumGoroutine()
+	tar := bigArchive(t, 4<<20)
+	for range 20 {
+		ctx, cancel := context.WithCancel(context.Background())
+		r := &cancellingReader{r: bytes.NewReader(tar), n: 2 << 20, cancel: cancel}
+		if _, err := FromTar(ctx, r, Target{Meta: &memFile{}, Data: &memFile{}}, Limits{}); !errors.Is(err, context.Canceled) {
+			t.Fatalf("error %v", err)
+		}
+		broken := errors.New("connection lost")
+		if _, err := convert(io.MultiReader(bytes.NewReader(tar[:2<<20]), errorReader{broken}), Limits{}); !errors.Is(err, broken) {
+			t.Fatalf("error %v", err)
+		}
+		if _, err := convert(bytes.NewReader(tar), Limits{FileBytes: 1}); !errors.Is(err, ErrLimit) {
+			t.Fatalf("error %v", err)
+		}
+	}
+	if after := runtime.NumGoroutine(); after > before {
+		t.Errorf("%d goroutines before, %d after", before, after)
+	}
+}
+
+type errorReader struct{ err error }
+
+func (r errorReader) Read([]byte) (int, error) { return 0, r.err }
+
+// cancellingReader cancels a context after n bytes.
+type cancellingReader struct {
+	r      io.Reader
+	n      int
+	cancel func()
+}
+
+func (r *cancellingReader) Read(b []byte) (int, error) {
+	n, err := r.r.Read(b)
+	if r.n -= n; r.n < 0 {
+		r.cancel()
+	}
+	return n, err
+}
+
+// FuzzFromTar looks for panics, for goroutines left behind, and for images that depend on more than the input.
+func FuzzFromTar(f *testing.F) {
+	f.Add(archive(f, "d a", "f a/b x", "h c a/b", "l l a", "f l/x y", "f .wh.w ", "f a/.wh..wh..opq "))
+	f.Add(gzipped(f, archive(f, "f a x")))
+	f.Add(zstded(f, archive(f, "x d", "c d/e")))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		small := Limits{FileBytes: 1 << 20, LayerBytes: 4 << 20, StreamBytes: 8 << 20, Inodes: 1000}
+		run := func() (Result, error, []byte, []byte) {
+			meta, data := &memFile{}, &memFile{}
+			r, err := FromTar(context.Background(), bytes.NewReader(in), Target{Meta: meta, Data: data}, small)
+			return r, err, meta.b, data.b
+		}
+		r1, err1, meta1, data1 := run()
+		if err1 != nil {
+			return
+		}
+		r2, err2, meta2, data2 := run()
+		if err2 != nil || r1 != r2 || !bytes.Equal(meta1, meta2) || !bytes.Equal(data1, data2) {
+			t.Errorf("second conversion differs: %+v %+v %v", r1, r2, err2)
+		}
+		if r1.Blob != digest.FromBytes(in) {
+			t.Errorf("blob %s", r1.Blob)
+		}
+	})
+}
