@@ -28,9 +28,9 @@ func (s *paxSparse) set(key, name, value []byte, most int) (err error) {
 	s.seen = true
 	switch string(name) {
 	case "major":
-		s.major = string(clip(value))
+		s.major = clip(value)
 	case "minor":
-		s.minor = string(clip(value))
+		s.minor = clip(value)
 	case "name":
 		s.name, err = paxName(key, value)
 	case "size", "realsize":

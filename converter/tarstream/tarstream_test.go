@@ -285,7 +285,7 @@ func TestOffsets(t *testing.T) {
 	b.Entry(regular("pax"), []byte("x"))
 	b.Global("comment", "belongs to no entry")
 	mark()
-	b.SparseOld(regular("sparse"), 1<<20, []tartest.Segment{{0, 512}, {1024, 512}, {2048, 512}, {4096, 512}, {8192, 512}}, make([]byte, 2560))
+	b.SparseOld(regular("sparse"), 1<<20, tartest.Segments(0, 512, 1024, 512, 2048, 512, 4096, 512, 8192, 512), make([]byte, 2560))
 	mark()
 	b.Entry(regular("last"), nil)
 	r := NewReader(bytes.NewReader(b.End()), Limits{})
@@ -376,7 +376,7 @@ func truncatable() ([]byte, map[int]bool) {
 			ends[n] = true
 		}
 	}
-	segments := []tartest.Segment{{0, 512}, {1024, 512}, {2048, 512}, {4096, 512}, {8192, 512}, {10000, 100}}
+	segments := tartest.Segments(0, 512, 1024, 512, 2048, 512, 4096, 512, 8192, 512, 10000, 100)
 	data := tartest.SparseData(segments)
 	pad := -len(data) & 511
 	b.Entry(regular("plain"), tartest.Pattern(1300, 1))
@@ -395,8 +395,9 @@ func truncatable() ([]byte, map[int]bool) {
 	b.Sparse10(regular("1.0"), 20000, segments, data)
 	end(pad)
 	b.Raw(make([]byte, 512))
-	end(0)
-	return b.End(), ends
+	end(0) // one zero block is an end mark
+	b.Raw(make([]byte, 512))
+	return b.Bytes(), ends
 }
 
 // TestBadReaders reads through streams that return little at a time.
@@ -497,7 +498,7 @@ func TestAllocations(t *testing.T) {
 	archive := build(func(b *tartest.Builder) {
 		for range entries {
 			b.PAX("path", "dir/name", "mtime", "1.5", "SCHILY.xattr.security.capability", "value", "SCHILY.xattr.user.x", "value")
-			b.Sparse10(regular("f"), 1<<30, []tartest.Segment{{0, 512}, {4096, 512}}, make([]byte, 1024), "uid", "5")
+			b.Sparse10(regular("f"), 1<<30, tartest.Segments(0, 512, 4096, 512), make([]byte, 1024), "uid", "5")
 		}
 	})
 	allocs := testing.AllocsPerRun(5, func() {

@@ -69,8 +69,8 @@ func paxName(key, value []byte) (string, error) {
 	return string(value), nil
 }
 
-// clip shortens a value for a message.
-func clip(b []byte) []byte { return b[:min(len(b), 60)] }
+// clip shortens a value for a message, and copies it, so that the caller's buffer need not be on the heap.
+func clip(b []byte) string { return string(b[:min(len(b), 60)]) }
 
 // unescapeSchily undoes what GNU tar does to characters of attribute names that cannot stand in the key of a PAX record.
 // It works in place.

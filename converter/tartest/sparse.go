@@ -9,6 +9,15 @@ import (
 // Segment is a range of data in a sparse file.
 type Segment struct{ Offset, Length int64 }
 
+// Segments makes a map of alternating offsets and lengths.
+func Segments(offsetsAndLengths ...int64) []Segment {
+	list := make([]Segment, 0, len(offsetsAndLengths)/2)
+	for i := 0; i < len(offsetsAndLengths); i += 2 {
+		list = append(list, Segment{offsetsAndLengths[i], offsetsAndLengths[i+1]})
+	}
+	return list
+}
+
 // SparseData returns contents for the segments, one after the other.
 func SparseData(segments []Segment) []byte {
 	var n int64
