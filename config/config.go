@@ -1,0 +1,193 @@
+// Package config reads the configuration file of the daemon.
+//
+// The file is TOML. Every key is optional and has a default that works; an empty file, and no file at all, are valid. An unknown
+// key is an error: a misspelt key that is silently ignored costs more than a daemon that does not start. Errors name the file, the
+// line where it is known, the key, and what would be right.
+//
+// default.toml is the documentation of all keys and is what `erofs-snapshotter config default` prints; a test keeps it equal to
+// Default. The package only reads and checks text: whether this machine can do what the file asks for is not its business.
+package config
+
+import (
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+)
+
+// DefaultPath is where the daemon looks when it is not told otherwise.
+const DefaultPath = "/etc/erofs-snapshotter/config.toml"
+
+// DefaultText is a commented file that sets every key to its default.
+//
+//go:embed default.toml
+var DefaultText string
+
+// Config is the whole configuration.
+type Config struct {
+	// Root is the directory of everything the daemon keeps. It belongs to one daemon.
+	Root string `toml:"root"`
+	// Address is the unix socket on which containerd talks to the daemon.
+	Address    string     `toml:"address"`
+	Log        Log        `toml:"log"`
+	Mount      Mount      `toml:"mount"`
+	Collection Collection `toml:"collection"`
+	Containerd Containerd `toml:"containerd"`
+	Limits     Limits     `toml:"limits"`
+}
+
+// Log says what is logged and how it looks.
+type Log struct {
+	// Level is the least severe level that is logged: debug, info, warn or error.
+	Level string `toml:"level"`
+	// Format is text or json.
+	Format string `toml:"format"`
+}
+
+// Mount says how EROFS instances are mounted.
+type Mount struct {
+	// Mode is auto, file or loop.
+	Mode string `toml:"mode"`
+}
+
+// Collection says when unreferenced data go.
+type Collection struct {
+	// Grace is how long an instance that nothing references is kept. Zero deletes at the next collection.
+	Grace Duration `toml:"grace"`
+}
+
+// Containerd is the way back to containerd: layers are read from its content store.
+type Containerd struct {
+	Address string `toml:"address"`
+	// StallTimeout is how long a read may stay without an answer before the layer fails.
+	StallTimeout Duration `toml:"stall_timeout"`
+}
+
+// Limits bound what one layer may ask for, so that a hostile image cannot take the host's memory or disk.
+type Limits struct {
+	// FileSize is the largest size one file may declare, holes included; LayerSize that of all files of a layer together.
+	FileSize  Size `toml:"file_size"`
+	LayerSize Size `toml:"layer_size"`
+	// StreamSize is the longest uncompressed tar stream.
+	StreamSize Size `toml:"stream_size"`
+	// Inodes is the largest number of entries of a layer.
+	Inodes int64 `toml:"inodes"`
+}
+
+// Default returns the configuration of an empty file.
+func Default() Config {
+	return Config{
+		Root:       "/var/lib/containerd/io.containerd.snapshotter.v1.erofs-snapshotter",
+		Address:    "/run/erofs-snapshotter/erofs-snapshotter.sock",
+		Log:        Log{Level: "info", Format: "text"},
+		Mount:      Mount{Mode: "auto"},
+		Collection: Collection{Grace: Duration{30 * time.Second}},
+		Containerd: Containerd{
+			Address:      "/run/containerd/containerd.sock",
+			StallTimeout: Duration{30 * time.Second},
+		},
+		Limits: Limits{
+			FileSize:   Size{2 << 40},
+			LayerSize:  Size{4 << 40},
+			StreamSize: Size{1 << 40},
+			Inodes:     16 << 20,
+		},
+	}
+}
+
+// Load reads the file. A missing file is an error: see LoadDefault.
+func Load(path string) (Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	return Parse(path, text)
+}
+
+// LoadDefault reads the file at DefaultPath when there is one, and otherwise returns the defaults.
+func LoadDefault() (Config, error) {
+	c, err := Load(DefaultPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil
+	}
+	return c, err
+}
+
+// Validate checks what single values cannot know of themselves. Parse has done it already.
+func (c Config) Validate() error {
+	var errs []error
+	report := func(key string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	report("root", checkRoot(c.Root))
+	report("address", checkSocket(c.Address))
+	report("log.level", oneOf(c.Log.Level, "debug", "info", "warn", "error"))
+	report("log.format", oneOf(c.Log.Format, "text", "json"))
+	report("mount.mode", oneOf(c.Mount.Mode, "auto", "file", "loop"))
+	report("containerd.address", checkSocket(c.Containerd.Address))
+	if c.Address == c.Containerd.Address {
+		report("address", errors.New("is also containerd.address; the daemon needs a socket of its own"))
+	}
+	if c.Collection.Grace.Duration < 0 {
+		report("collection.grace", fmt.Errorf("%s is negative", c.Collection.Grace))
+	}
+	if c.Containerd.StallTimeout.Duration <= 0 {
+		report("containerd.stall_timeout", fmt.Errorf("%s is not above zero", c.Containerd.StallTimeout))
+	}
+	report("limits.file_size", aboveZero(c.Limits.FileSize.Bytes))
+	report("limits.layer_size", aboveZero(c.Limits.LayerSize.Bytes))
+	report("limits.stream_size", aboveZero(c.Limits.StreamSize.Bytes))
+	report("limits.inodes", aboveZero(c.Limits.Inodes))
+	return errors.Join(errs...)
+}
+
+func aboveZero(n int64) error {
+	if n <= 0 {
+		return fmt.Errorf("%d is not above zero", n)
+	}
+	return nil
+}
+
+// checkRoot refuses what an overlay mount cannot name: the kernel splits lowerdir at colons and options at commas.
+func checkRoot(root string) error {
+	if err := checkPath(root); err != nil {
+		return err
+	}
+	if root == "/" {
+		return errors.New("must be a directory of its own, not /")
+	}
+	if i := strings.IndexAny(root, ":,\\\""); i >= 0 {
+		return fmt.Errorf("%q contains %q, which cannot stand in the options of an overlay mount", root, root[i])
+	}
+	return nil
+}
+
+// maxSocketPath is the longest path of a unix socket: sun_path is 108 bytes with its final zero.
+const maxSocketPath = 107
+
+func checkSocket(path string) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("%q has %d bytes, the path of a unix socket has at most %d", path, len(path), maxSocketPath)
+	}
+	return nil
+}
+
+func checkPath(path string) error {
+	switch {
+	case path == "":
+		return errors.New("must not be empty")
+	case !strings.HasPrefix(path, "/"):
+		return fmt.Errorf("%q must be an absolute path", path)
+	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("%q contains control characters", path)
+	}
+	return nil
+}

@@ -1,0 +1,303 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+)
+
+const (
+	// collectEvery is how often we look for what became garbage without a call: a pin that was released, an overlay that was
+	// unmounted. Such a look reads two small directories and the metadata.
+	collectEvery = 5 * time.Second
+
+	// removingPrefix marks directories in snapshots/ that are being deleted.
+	removingPrefix = ".removing-"
+)
+
+// Cleanup deletes what no snapshot refers to and whose grace is over.
+func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	_, err := s.collect(ctx)
+	return err
+}
+
+// garbage is what a collection deletes.
+type garbage struct {
+	dirs      []string              // names in snapshots/
+	instances []layerstore.Instance // without a reference or pin, for at least the grace
+	next      time.Duration         // until when another collection will find more; at most collectEvery
+}
+
+func (g garbage) empty() bool { return len(g.dirs) == 0 && len(g.instances) == 0 }
+
+// collect deletes garbage and returns when to look again. One thing that cannot be deleted does not keep the others: errors
+// are collected, and the next collection tries again.
+func (s *Snapshotter) collect(ctx context.Context) (next time.Duration, err error) {
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	var g garbage
+	if err := s.view(ctx, func(ctx context.Context, r *records) (err error) {
+		g, err = s.findGarbage(ctx, r, time.Now())
+		return err
+	}); err != nil {
+		return collectEvery, fmt.Errorf("collect: %w", err)
+	}
+	var errs []error
+	if !g.empty() {
+		errs = append(errs, s.keepUsed(ctx, &g))
+	}
+	if !g.empty() {
+		errs = append(errs, s.disown(ctx, &g))
+		step.Reached("collect/disowned")
+	}
+	errs = append(errs, s.sweepMounts(ctx), s.deleteDiscarded(), s.layers.DeleteDiscarded())
+	for _, inst := range g.instances {
+		s.log.Info("layer instance collected", "instance", inst.ID, "layer", inst.Layer, "bytes", inst.DiskBytes)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return collectEvery, fmt.Errorf("collect: %w", err)
+	}
+	return g.next, nil
+}
+
+// findGarbage lists what no snapshot refers to. It also remembers since when that is so for each instance.
+func (s *Snapshotter) findGarbage(ctx context.Context, r *records, now time.Time) (garbage, error) {
+	g := garbage{next: collectEvery}
+	idle := map[layerstore.ID]time.Time{}
+	for _, inst := range s.layers.List() {
+		if r.referenced(inst.ID) || s.layers.Pinned(inst.ID) {
+			continue
+		}
+		since, known := s.idle[inst.ID]
+		if !known {
+			since = now
+		}
+		idle[inst.ID] = since
+		if left := since.Add(s.grace).Sub(now); left <= 0 {
+			g.instances = append(g.instances, inst)
+		} else {
+			g.next = min(g.next, left)
+		}
+	}
+	s.idle = idle
+	var err error
+	g.dirs, err = s.staleSnapshotDirs(ctx)
+	return g, err
+}
+
+// staleSnapshotDirs lists the directories in snapshots/ that belong to no active snapshot or view. The names are read first:
+// directories are made inside of the transactions that make the snapshots, so one made later does not appear, and one whose
+// transaction is under way is checked again by disown.
+func (s *Snapshotter) staleSnapshotDirs(ctx context.Context) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.root, "snapshots"))
+	if err != nil {
+		return nil, err
+	}
+	kinds, err := snapshotKinds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var stale []string
+	for _, e := range entries {
+		id, err := parseSnapshotID(e.Name())
+		if err != nil {
+			continue
+		}
+		if kind, ok := kinds[id]; !ok || kind == snapshots.KindCommitted {
+			stale = append(stale, e.Name())
+		}
+	}
+	return stale, nil
+}
+
+// keepUsed takes out of g the directories that a live overlay mount uses: unlike the files of an EROFS mount they must not be
+// deleted under it. If the mounts cannot be listed, all directories are kept.
+func (s *Snapshotter) keepUsed(ctx context.Context, g *garbage) error {
+	var paths []string
+	for _, name := range g.dirs {
+		paths = append(paths, filepath.Join(s.root, "snapshots", name, "upper"))
+	}
+	lowers, err := s.directoryMounts(ctx, g.instances)
+	if err != nil {
+		return err
+	}
+	for _, path := range lowers {
+		paths = append(paths, path...)
+	}
+	used, err := fsbackend.OverlayUsers(paths)
+	if err != nil {
+		g.dirs, g.instances = nil, onlyEROFS(g.instances)
+		return err
+	}
+	g.dirs = keepIf(g.dirs, func(name string) bool {
+		return !used[filepath.Join(s.root, "snapshots", name, "upper")]
+	})
+	g.instances = keepIf(g.instances, func(inst layerstore.Instance) bool {
+		for _, path := range lowers[inst.ID] {
+			if used[path] {
+				return false
+			}
+		}
+		return true
+	})
+	return nil
+}
+
+// directoryMounts returns the names under which overlay mounts may use directory instances: the mount of the instance as a
+// lower, and the upper directory that it once was, if a snapshot was committed while it was mounted.
+func (s *Snapshotter) directoryMounts(ctx context.Context, instances []layerstore.Instance) (map[layerstore.ID][]string, error) {
+	paths := map[layerstore.ID][]string{}
+	err := s.view(ctx, func(_ context.Context, r *records) error {
+		for _, inst := range instances {
+			if inst.Kind != layerstore.Directory {
+				continue
+			}
+			if n, ok := r.mountNumber(inst.ID); ok {
+				paths[inst.ID] = append(paths[inst.ID], s.mountDir(n))
+			}
+			if id, err := parseSnapshotID(inst.Origin); err == nil {
+				paths[inst.ID] = append(paths[inst.ID], s.upperDir(id))
+			}
+		}
+		return nil
+	})
+	return paths, err
+}
+
+func onlyEROFS(instances []layerstore.Instance) []layerstore.Instance {
+	return keepIf(instances, func(inst layerstore.Instance) bool { return inst.Kind == layerstore.EROFS })
+}
+
+func keepIf[T any](all []T, keep func(T) bool) []T {
+	var kept []T
+	for _, one := range all {
+		if keep(one) {
+			kept = append(kept, one)
+		}
+	}
+	return kept
+}
+
+// disown takes garbage out of the metadata and renames it away, after it has checked again, under the write lock, that it
+// still is garbage: nobody can get a reference to it after that.
+func (s *Snapshotter) disown(ctx context.Context, g *garbage) error {
+	return s.update(ctx, func(ctx context.Context, r *records) error {
+		g.instances = keepIf(g.instances, func(inst layerstore.Instance) bool { return !r.referenced(inst.ID) })
+		var gone []layerstore.Instance
+		for _, inst := range g.instances {
+			err := s.layers.Discard(inst.ID)
+			if errdefs.IsFailedPrecondition(err) {
+				continue // pinned meanwhile
+			}
+			if err != nil {
+				return err
+			}
+			step.Reached("collect/discarded")
+			if err := r.forget(inst.ID); err != nil {
+				return err
+			}
+			gone = append(gone, inst)
+		}
+		g.instances = gone
+		kinds, err := snapshotKinds(ctx)
+		if err != nil {
+			return err
+		}
+		for _, name := range g.dirs {
+			id, err := parseSnapshotID(name)
+			if err != nil {
+				return err
+			}
+			if kind, ok := kinds[id]; ok && kind != snapshots.KindCommitted {
+				continue
+			}
+			if err := s.discardSnapshotDir(name); err != nil {
+				return err
+			}
+		}
+		step.Reached("collect/disowning")
+		return nil
+	})
+}
+
+// discardSnapshotDir renames a directory of snapshots/ away. It is called inside of a write transaction; deleteDiscarded
+// deletes it later, outside.
+func (s *Snapshotter) discardSnapshotDir(name string) error {
+	dir := filepath.Join(s.root, "snapshots")
+	for try := 0; ; try++ {
+		to := filepath.Join(dir, fmt.Sprintf("%s%s-%d", removingPrefix, name, try))
+		if _, err := os.Lstat(to); err == nil {
+			continue
+		}
+		return os.Rename(filepath.Join(dir, name), to)
+	}
+}
+
+// deleteDiscarded deletes what discardSnapshotDir renamed.
+func (s *Snapshotter) deleteDiscarded() error {
+	dir := filepath.Join(s.root, "snapshots")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), removingPrefix) {
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweepMounts removes the mounts that belong to no instance. The names are read before the records: a number is in the
+// metadata before its directory is made.
+func (s *Snapshotter) sweepMounts(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(s.root, "m"))
+	if err != nil {
+		return err
+	}
+	var known map[uint64]layerstore.ID
+	if err := s.view(ctx, func(_ context.Context, r *records) error {
+		known = r.mountNumbers()
+		return nil
+	}); err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		n, err := strconv.ParseUint(e.Name(), 36, 64)
+		if err != nil {
+			continue
+		}
+		if _, ok := known[n]; !ok {
+			errs = append(errs, s.unmountLayer(ctx, n))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unmountLayer removes the mount with number n and its directory. Whoever still uses it keeps it alive.
+func (s *Snapshotter) unmountLayer(ctx context.Context, n uint64) error {
+	defer s.mounting.lock(n)()
+	target := s.mountDir(n)
+	if err := s.backend.Unmount(ctx, target); err != nil {
+		return err
+	}
+	step.Reached("collect/unmounted")
+	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

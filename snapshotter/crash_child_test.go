@@ -1,0 +1,5 @@
+package snapshotter
+
+const childRoot = "EROFS_TEST_CHILD_ROOT"
+
+func childMain(root string) {}

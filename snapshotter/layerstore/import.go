@@ -1,0 +1,170 @@
+package layerstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
+)
+
+// Opener opens a layer's blob. The stream must end with an error when ctx does.
+type Opener func(ctx context.Context) (io.ReadCloser, error)
+
+// build is a conversion that somebody waits for.
+type build struct {
+	cancel  context.CancelFunc
+	done    chan struct{} // closed after inst and err are set, and the build is not in Store.builds any more
+	waiters int           // guarded by Store.mu; with the last waiter the build is cancelled
+
+	inst Instance
+	err  error
+}
+
+// errAbandoned is why a build ended whose waiters had all gone.
+var errAbandoned = errors.New("nobody waits for it any more")
+
+// Import makes the instance of a layer from its blob, unless it is there, and pins it.
+//
+// One conversion runs for one id at a time, whoever asks; the others wait for it. When ctx ends, only this caller stops
+// waiting; the conversion ends with its last waiter. The blob that was read must have the digest layer: otherwise all
+// waiters get an error that names both, and nothing is left behind.
+func (s *Store) Import(ctx context.Context, layer digest.Digest, open Opener) (Instance, Pin, error) {
+	if err := checkDigest(layer); err != nil {
+		return Instance{}, Pin{}, err
+	}
+	id := EagerID(layer)
+	for {
+		inst, pin, b, err := s.join(ctx, id, layer, open)
+		if err != nil || b == nil {
+			return inst, pin, err
+		}
+		inst, pin, err = s.wait(ctx, id, b)
+		if errors.Is(err, errAbandoned) && ctx.Err() == nil {
+			continue // we joined a build that was being cancelled
+		}
+		if err != nil {
+			return Instance{}, Pin{}, fmt.Errorf("import layer %s: %w", layer, err)
+		}
+		return inst, pin, nil
+	}
+}
+
+func checkDigest(layer digest.Digest) error {
+	if err := layer.Validate(); err != nil {
+		return fmt.Errorf("import layer %q: %w", layer, err)
+	}
+	if layer.Algorithm() != digest.SHA256 {
+		return fmt.Errorf("import layer %s: only sha256 digests can be checked", layer)
+	}
+	return nil
+}
+
+// join returns the instance with a pin if it is there, and otherwise the build to wait for.
+func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opener) (Instance, Pin, *build, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if inst, ok := s.instances[id]; ok {
+		return inst, s.pin(id), nil, nil
+	}
+	if b := s.builds[id]; b != nil {
+		b.waiters++
+		return Instance{}, Pin{}, b, nil
+	}
+	if s.closed {
+		return Instance{}, Pin{}, nil, errors.New("layer store is closed")
+	}
+	// The conversion belongs to all who wait, not to the first: it keeps the values of ctx but not its end.
+	buildCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	b := &build{cancel: cancel, done: make(chan struct{}), waiters: 1}
+	s.builds[id] = b
+	s.running.Go(func() {
+		defer cancel()
+		inst, err := s.make(buildCtx, id, func(ctx context.Context, t converter.Target) (Instance, error) {
+			return s.convertLayer(ctx, layer, open, t)
+		})
+		s.finish(id, b, inst, err)
+	})
+	return Instance{}, Pin{}, b, nil
+}
+
+// finish makes the result of b known. The instance gets a pin for every waiter before anybody can remove it.
+func (s *Store) finish(id ID, b *build, inst Instance, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.builds, id)
+	if err == nil {
+		s.instances[id] = inst
+		if b.waiters > 0 {
+			s.pins[id] += b.waiters
+		}
+	} else if b.waiters == 0 {
+		err = errAbandoned
+	}
+	b.inst, b.err = inst, err
+	close(b.done)
+}
+
+// wait returns the result of b, with one of the pins that finish made.
+func (s *Store) wait(ctx context.Context, id ID, b *build) (Instance, Pin, error) {
+	select {
+	case <-b.done:
+	case <-ctx.Done():
+		if s.leave(b) {
+			return Instance{}, Pin{}, ctx.Err()
+		}
+		// It ended at the same moment; our pin exists and must go to somebody.
+	}
+	if b.err != nil {
+		return Instance{}, Pin{}, b.err
+	}
+	return b.inst, Pin{&heldPin{store: s, id: id}}, nil
+}
+
+// leave takes one waiter from b, unless b has ended.
+func (s *Store) leave(b *build) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-b.done:
+		return false
+	default:
+	}
+	if b.waiters--; b.waiters == 0 {
+		b.cancel()
+	}
+	return true
+}
+
+// convertLayer converts a layer's blob and checks its digest.
+func (s *Store) convertLayer(ctx context.Context, layer digest.Digest, open Opener, t converter.Target) (Instance, error) {
+	blob, err := open(ctx)
+	if err != nil {
+		return Instance{}, err
+	}
+	defer blob.Close()
+	res, err := s.fromTar(ctx, blob, t, s.limits)
+	if err != nil {
+		return Instance{}, err
+	}
+	if res.Blob != layer {
+		return Instance{}, fmt.Errorf("digest mismatch: want %s, got %s (%d bytes)", layer, res.Blob, res.BlobBytes)
+	}
+	inst := fromResult(res)
+	inst.Layer = layer
+	return inst, nil
+}
+
+func fromResult(res converter.Result) Instance {
+	return Instance{
+		DiffID:     res.DiffID,
+		DiffBytes:  res.DiffBytes,
+		MetaBytes:  res.MetaBytes,
+		DataBytes:  res.DataBytes,
+		Inodes:     res.Inodes,
+		OpaqueRoot: res.OpaqueRoot,
+	}
+}

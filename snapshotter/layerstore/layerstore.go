@@ -1,0 +1,140 @@
+// Package layerstore keeps instances on disk: <root>/layers/<instance id>/.
+//
+// An instance is one layer in a form that can be mounted: an EROFS image (two files), or a directory in overlayfs form, an
+// upper directory that was committed as it is. It never changes after it became visible, and its id means the same bytes for
+// ever.
+//
+//	layers/<id>/layer.json      what the instance is, see Instance; has a format version
+//	            meta.erofs      kind "erofs": the meta image
+//	            data            kind "erofs": the data blob
+//	            dir/            kind "directory"
+//	layers/.building-<id>/      work in progress
+//	layers/.removing-<id>-<n>/  files being deleted
+//	layers/.broken-<id>/        what Open found damaged; kept for whoever wants to look, never used
+//
+// # What becomes visible when
+//
+// An EROFS instance is written into .building-<id>. The files are synced, layer.json is written and synced, the directory is
+// synced, renamed into place, and layers/ is synced. So an instance that is there is complete, also after a power cut.
+//
+// A directory instance exists from the moment the upper directory is renamed to layers/<id>/dir; layer.json is in place
+// before that. One without dir/ is an adoption that did not take place. The contents of the upper directory are not synced:
+// that would make a commit as slow as the disk, and containerd's own overlayfs snapshotter does not do it either.
+//
+// # After a crash
+//
+// Open deletes .building-*, .removing-* and directory instances without dir/. It renames to .broken-<id> what cannot be what
+// its layer.json says, so that the layer is converted anew when it is asked for. It refuses to run on a layer.json of a newer
+// format, and then changes nothing.
+//
+// # Who may delete
+//
+// The store knows nothing about snapshots: which instance is referenced stands in the snapshotter's metadata. What is in use
+// between "made" and "referenced" is protected by a Pin: Discard refuses a pinned instance. What is deleted was renamed away before, so
+// a removal can never touch the files of a later import of the same layer.
+//
+// A Store is for one process at a time; the caller has a lock for that. All methods are safe for concurrent use.
+package layerstore
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
+)
+
+// Names inside of an instance's directory.
+const (
+	metaName   = "meta.erofs"
+	dataName   = "data"
+	dirName    = "dir"
+	recordName = "layer.json"
+)
+
+// Prefixes of directories in layers/ that are not instances.
+const (
+	buildingPrefix = ".building-"
+	removingPrefix = ".removing-"
+	brokenPrefix   = ".broken-"
+)
+
+// Options of a Store. The zero value works.
+type Options struct {
+	// Log gets what was repaired or found broken. Nil discards it.
+	Log *slog.Logger
+	// Limits bound what one layer may ask for.
+	Limits converter.Limits
+}
+
+// Store keeps the instances below one directory.
+type Store struct {
+	dir    string
+	log    *slog.Logger
+	limits converter.Limits
+
+	// What makes the two files of an instance; tests replace them.
+	fromTar func(context.Context, io.Reader, converter.Target, converter.Limits) (converter.Result, error)
+	fromDir func(context.Context, string, converter.Target, converter.Limits) (converter.Result, error)
+
+	// running counts the goroutines of builds.
+	running sync.WaitGroup
+
+	// mu guards what follows. It is held while an instance's directory is renamed away, never while files are written or deleted.
+	mu        sync.Mutex
+	closed    bool
+	instances map[ID]Instance
+	pins      map[ID]int
+	builds    map[ID]*build
+	discarded int // makes names of .removing-* directories unique
+	dirUsage  map[ID]Usage
+}
+
+// Close ends the imports that are running and waits for them. It is idempotent.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	for _, b := range s.builds {
+		b.cancel()
+	}
+	s.mu.Unlock()
+	s.running.Wait()
+	return nil
+}
+
+// Get returns an instance, or an error that is errdefs.ErrNotFound.
+func (s *Store) Get(id ID) (Instance, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	inst, ok := s.instances[id]
+	if !ok {
+		return Instance{}, fmt.Errorf("layer instance %s: %w", id, errdefs.ErrNotFound)
+	}
+	return inst, nil
+}
+
+// List returns all instances, ordered by id.
+func (s *Store) List() []Instance {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.instances), func(a, b Instance) int { return strings.Compare(string(a.ID), string(b.ID)) })
+}
+
+// MetaPath is where the meta image of an EROFS instance is.
+func (s *Store) MetaPath(id ID) string { return filepath.Join(s.path(id), metaName) }
+
+// DataPath is where the data blob of an EROFS instance is.
+func (s *Store) DataPath(id ID) string { return filepath.Join(s.path(id), dataName) }
+
+// DirPath is where the tree of a directory instance is.
+func (s *Store) DirPath(id ID) string { return filepath.Join(s.path(id), dirName) }
+
+func (s *Store) path(id ID) string { return filepath.Join(s.dir, string(id)) }

@@ -1,0 +1,172 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+)
+
+// recover repairs what a crash or a power cut left. Each part may be cut short and repeated.
+func (s *Snapshotter) recover(ctx context.Context) error {
+	var active []uint64
+	err := s.update(ctx, func(ctx context.Context, r *records) error {
+		kinds, err := snapshotKinds(ctx)
+		if err != nil {
+			return err
+		}
+		for id, kind := range kinds {
+			if kind == snapshots.KindActive {
+				active = append(active, id)
+			}
+		}
+		return s.checkRecords(r, kinds)
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.returnDirectories(ctx, active); err != nil {
+		return err
+	}
+	for _, id := range active {
+		if err := s.restoreSnapshotDir(id); err != nil {
+			return err
+		}
+	}
+	if err := s.unmountMissing(ctx); err != nil {
+		return err
+	}
+	// What collection can delete now it deletes now; instances nobody refers to have their grace.
+	if _, err := s.collect(ctx); err != nil {
+		s.log.Warn("collection at start left something for the next one", "cause", err)
+	}
+	return nil
+}
+
+// checkRecords compares our bucket with containerd's. Both are written in the same transactions, so a difference means that
+// something else has written to the file: what can be derived is derived anew, and what is lost is named.
+func (s *Snapshotter) checkRecords(r *records, kinds map[uint64]snapshots.Kind) error {
+	all, err := r.all()
+	if err != nil {
+		return err
+	}
+	want := map[string]byte{}
+	for id, rec := range all {
+		if _, ok := kinds[id]; !ok {
+			s.log.Warn("layers of a snapshot that does not exist: dropped", "snapshot", id)
+			if err := r.remove(id); err != nil {
+				return err
+			}
+			continue
+		}
+		for inst, how := range rec.refs() {
+			want[string(refKey(inst, id))] = how
+			if err := r.assignNumber(inst); err != nil {
+				return err
+			}
+			if _, err := s.layers.Get(inst); err != nil {
+				s.log.Error("a layer instance of a snapshot is missing: the snapshot cannot be mounted; remove its image and pull it again", "snapshot", id, "instance", inst)
+			}
+		}
+	}
+	for id := range kinds {
+		if _, ok := all[id]; !ok {
+			s.log.Error("the layers of a snapshot are not known: it cannot be mounted; remove its image and pull it again", "snapshot", id)
+		}
+	}
+	have := map[string]byte{}
+	for k, v := range bucketItems(r.refs) {
+		if len(v) == 1 {
+			have[string(k)] = v[0]
+		}
+	}
+	if maps.Equal(want, have) {
+		return nil
+	}
+	s.log.Warn("references between snapshots and layer instances did not match: made anew", "had", len(have), "have", len(want))
+	return r.replaceRefs(want)
+}
+
+// returnDirectories undoes adoptions whose transaction was not committed: nobody refers to the instance, and the active
+// snapshot it came from has no upper directory.
+func (s *Snapshotter) returnDirectories(ctx context.Context, active []uint64) error {
+	var lost []layerstore.Instance
+	err := s.view(ctx, func(_ context.Context, r *records) error {
+		for _, inst := range s.layers.List() {
+			if inst.Kind == layerstore.Directory && !r.referenced(inst.ID) {
+				lost = append(lost, inst)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	origins := map[string]uint64{}
+	for _, id := range active {
+		origins[fmt.Sprint(id)] = id
+	}
+	for _, inst := range lost {
+		id, ok := origins[inst.Origin]
+		if !ok {
+			continue // its snapshot was removed meanwhile: garbage
+		}
+		if _, err := os.Lstat(s.upperDir(id)); err == nil {
+			continue
+		}
+		if err := os.MkdirAll(s.snapshotDir(id), 0o700); err != nil {
+			return err
+		}
+		if err := s.layers.ReturnDir(inst.ID, s.upperDir(id)); err != nil {
+			return err
+		}
+		s.log.Info("upper directory of a commit that was cut short: returned", "snapshot", id)
+	}
+	return nil
+}
+
+// restoreSnapshotDir makes the directories of an active snapshot that are not there. A crash does not cost them, but a power
+// cut may, soon after Prepare: they are not synced.
+func (s *Snapshotter) restoreSnapshotDir(id uint64) error {
+	for _, dir := range []string{s.upperDir(id), s.workDir(id)} {
+		_, err := os.Lstat(dir)
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		s.log.Warn("directory of an active snapshot was lost, probably in a power cut: made anew", "path", dir)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmountMissing removes the mounts of instances that the layer store does not have any more because they were damaged: when
+// such a layer is imported again, its mount must be of the new files.
+func (s *Snapshotter) unmountMissing(ctx context.Context) error {
+	var known map[uint64]layerstore.ID
+	if err := s.view(ctx, func(_ context.Context, r *records) error {
+		known = r.mountNumbers()
+		return nil
+	}); err != nil {
+		return err
+	}
+	for n, id := range known {
+		if _, err := s.layers.Get(id); err == nil {
+			continue
+		}
+		if err := s.unmountLayer(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
