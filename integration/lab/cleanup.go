@@ -1,0 +1,181 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A lab's directory is called PREFIX PID - RANDOM after the process that owns it. Its path is at most dirLimit bytes long: a shim's
+// socket is DIR/s/ and 64 digits, and the address of a unix socket has 107 bytes.
+const (
+	dirPrefix = "eslab-"
+	dirLimit  = 39
+)
+
+// Mounts returns the mountpoints below a directory of the lab ("" for all of them), innermost last.
+func (l *Lab) Mounts(dir string) ([]string, error) { return mountsBelow(filepath.Join(l.Dir, dir)) }
+
+// UnmountAll detaches everything that is mounted below a directory of the lab, the last mount first.
+func (l *Lab) UnmountAll(dir string) error { return unmountBelow(filepath.Join(l.Dir, dir)) }
+
+func mountsBelow(dir string) ([]string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for line := range strings.Lines(string(b)) {
+		// Fields: id, parent, device, root, mountpoint. A lab's paths hold no character that is escaped there.
+		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
+			points = append(points, f[4])
+		}
+	}
+	return points, nil
+}
+
+func unmountBelow(dir string) error {
+	points, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range slices.Backward(points) {
+		if err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeTraces unmounts and deletes what is left of a lab whose processes have ended, inside and outside of its directory.
+func removeTraces(dir string) error {
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	name := filepath.Base(dir)
+	errs := []error{os.RemoveAll("/run/containerd/runc/" + name), removeBridge(dir)}
+	for _, pattern := range []string{"/sys/fs/cgroup/" + name, "/sys/fs/cgroup/*/" + name} {
+		groups, _ := filepath.Glob(pattern)
+		for _, g := range groups {
+			errs = append(errs, removeCgroup(g))
+		}
+	}
+	return errors.Join(append(errs, os.RemoveAll(dir))...)
+}
+
+// removeCgroup removes a control group and those below it. Their processes have ended, but a group may be busy for a moment longer.
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if err == nil && e.IsDir() {
+			err = removeCgroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(killTimeout); ; time.Sleep(pollInterval) {
+		err := unix.Rmdir(dir)
+		switch {
+		case err == nil, errors.Is(err, unix.ENOENT): // two controllers can be one mount
+			return nil
+		case !errors.Is(err, unix.EBUSY) || time.Now().After(deadline):
+			return fmt.Errorf("remove control group %s: %w", dir, err)
+		}
+	}
+}
+
+func removeBridge(dir string) error {
+	bridge := (&Lab{Dir: dir}).bridge()
+	if _, err := os.Stat("/sys/class/net/" + bridge); err != nil {
+		return nil
+	}
+	if out, err := exec.Command("ip", "link", "delete", bridge).CombinedOutput(); err != nil {
+		return fmt.Errorf("delete bridge %s: %w: %s", bridge, err, out)
+	}
+	return nil
+}
+
+// clearAbandoned removes labs whose owner was killed, with the processes they left running.
+func clearAbandoned(parent string) {
+	dirs, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*-*"))
+	for _, dir := range dirs {
+		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
+		pid, err := strconv.Atoi(owner)
+		if err != nil || unix.Kill(pid, 0) == nil {
+			continue
+		}
+		endProcesses(dir, "containerd", "containerd-shim-runc-v2", "registry", "erofs-snapshotter", "erofs-snapshotter-test")
+		if err := removeTraces(dir); err != nil {
+			fmt.Fprintf(os.Stderr, "clear abandoned lab %s: %v\n", dir, err)
+		}
+	}
+}
+
+// endShims ends the shims that outlived their containers' deletion, and what runs below them.
+func endShims(dir string) { endProcesses(dir, "containerd-shim-runc-v2") }
+
+// endProcesses kills the processes whose program has one of the names and whose arguments lie in dir, with all their descendants, and
+// waits until they are gone.
+func endProcesses(dir string, programs ...string) {
+	var doomed []int
+	for pid, args := range processes() {
+		ours := slices.ContainsFunc(args[1:], func(arg string) bool { return strings.HasPrefix(arg, dir+"/") })
+		if ours && slices.Contains(programs, filepath.Base(args[0])) {
+			doomed = append(doomed, descendants(pid)...)
+			doomed = append(doomed, pid)
+		}
+	}
+	for _, pid := range doomed {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	deadline := time.Now().Add(killTimeout)
+	for _, pid := range doomed {
+		for unix.Kill(pid, 0) == nil && time.Now().Before(deadline) {
+			time.Sleep(pollInterval)
+		}
+	}
+}
+
+// processes returns the command line of every process.
+func processes() map[int][]string {
+	all := map[int][]string{}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		pid, err := strconv.Atoi(filepath.Base(d))
+		if err != nil {
+			continue
+		}
+		if b, err := os.ReadFile(d + "/cmdline"); err == nil && len(b) > 0 {
+			all[pid] = strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+		}
+	}
+	return all
+}
+
+// descendants returns the children of a process and theirs, the innermost first.
+func descendants(pid int) []int {
+	var all []int
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		b, err := os.ReadFile(list)
+		if err != nil {
+			continue
+		}
+		for field := range strings.FieldsSeq(string(b)) {
+			if child, err := strconv.Atoi(field); err == nil {
+				all = append(append(all, descendants(child)...), child)
+			}
+		}
+	}
+	return all
+}

@@ -1,0 +1,190 @@
+// Package lab runs the real parts that erofs-snapshotter lives among, for tests, the demo and benchmarks: containerd with runc, a
+// registry on loopback, and our daemon, all in one private directory, beside whatever else the machine runs.
+//
+//	l := lab.New(t, lab.Options{Images: []string{"nginx-gzip"}})
+//	ref := l.Ref("nginx-gzip")
+//	_, err := l.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", lab.Snapshotter, ref)
+//
+// The programs come from tools.sh and the images from images.sh, both beside this file; `make tools images` runs them. The daemon is
+// built from the checkout unless Options.Daemon names one.
+//
+// A Lab owns the processes it started and ends them by handle. Its containers run in a containerd namespace of its own, so runc's
+// state and the cgroups, which are shared by the whole machine, do not collide either. Close undoes everything: containers, shims,
+// mounts, files. What a test process that was killed left behind is cleared by the next Start.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
+)
+
+// Names of our proxy plugins in the generated containerd configuration.
+const (
+	Snapshotter = "erofs-snapshotter"
+	Differ      = "erofs-differ"
+)
+
+// Options say what runs. The zero value is containerd without CRI, with our snapshotter and differ, and an empty registry.
+type Options struct {
+	// Images are layouts in the cache, such as "nginx-gzip", that are pushed to the registry at the start.
+	Images []string
+	// Dir is where the private directory is made. Default: the directory for temporary files. Socket paths must fit: at most 28
+	// characters.
+	Dir string
+	// Daemon is the program to run as our daemon. Default: built from the checkout.
+	Daemon string
+	// DaemonConfig is TOML that is appended to the configuration of our daemon; it begins with top-level keys, if any. The lab
+	// itself sets root, address and the table containerd.
+	DaemonConfig string
+	// NoDaemon leaves our daemon out; containerd is configured for it all the same. StartSnapshotter may start it later.
+	NoDaemon bool
+	// Differ unpacks layers for our snapshotter. Default: ours; "walking" is containerd's own.
+	Differ string
+	// BuiltinErofs configures containerd's own erofs snapshotter and differ too.
+	BuiltinErofs bool
+	// CRI turns on the CRI plugin, with our snapshotter as its default. It implies the image pause-gzip.
+	CRI bool
+	// CNI gives pods that are not on the host network a bridge. Without it only pods on the host network start.
+	CNI bool
+}
+
+// Lab is a running set of parts.
+type Lab struct {
+	// Dir is the private directory; everything is below it.
+	Dir string
+	// Namespace is the containerd namespace that Ctr and Client use.
+	Namespace string
+	// Host is the address of the registry, 127.0.0.1:PORT.
+	Host string
+
+	opts        Options
+	daemonPath  string
+	registry    *process
+	containerd  *process
+	snapshotter *process
+	client      *containerd.Client
+}
+
+// Start starts everything and returns when it answers. The context bounds the start only; Close ends what was started.
+func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
+	if opts.Differ == "" {
+		opts.Differ = Differ
+	}
+	if opts.CRI {
+		opts.Images = append([]string{pauseImage}, opts.Images...)
+	}
+	clearAbandoned(parent(opts))
+	dir, err := os.MkdirTemp(parent(opts), fmt.Sprintf("%s%d-", dirPrefix, os.Getpid()))
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{Dir: dir, Namespace: filepath.Base(dir), opts: opts}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("%w%s", err, l.logTails()), l.Close())
+		}
+	}()
+	if len(dir) > dirLimit {
+		return nil, fmt.Errorf("directory %s is longer than %d characters: sockets below it would not fit, set Options.Dir or TMPDIR", dir, dirLimit)
+	}
+	for _, d := range []string{"log", "tmp", "etc", "registry", "containerd"} {
+		if err := os.Mkdir(l.path(d), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if err := l.startRegistry(ctx); err != nil {
+		return nil, err
+	}
+	for _, image := range opts.Images {
+		if err := l.Push(ctx, Layout(image), l.Ref(image)); err != nil {
+			return nil, err
+		}
+	}
+	if !opts.NoDaemon {
+		if err := l.StartSnapshotter(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return l, l.StartContainerd(ctx)
+}
+
+// New is Start for a test: it skips the test when the machine lacks something, fails it when the start fails, closes the lab when
+// the test ends, and shows the ends of the logs when the test failed.
+func New(t testing.TB, opts Options) *Lab {
+	t.Helper()
+	testenv.Need(t, testenv.Root, Tools)
+	for _, image := range opts.Images {
+		testenv.Need(t, Image(image))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	l, err := Start(ctx, opts)
+	if err != nil {
+		t.Fatalf("start lab: %v", err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(l.logTails())
+		}
+		if err := l.Close(); err != nil {
+			t.Errorf("close lab: %v", err)
+		}
+	})
+	return l
+}
+
+// Close ends all containers and processes, unmounts and deletes everything. Closing twice is not an error.
+func (l *Lab) Close() error {
+	errs := []error{l.endTasks()}
+	if l.client != nil {
+		errs = append(errs, l.client.Close())
+		l.client = nil
+	}
+	errs = append(errs, l.StopContainerd())
+	endShims(l.Dir)
+	errs = append(errs, l.StopSnapshotter(), l.stopRegistry(), removeTraces(l.Dir))
+	return errors.Join(errs...)
+}
+
+// Context returns ctx with the lab's containerd namespace.
+func (l *Lab) Context(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, l.Namespace)
+}
+
+// SnapshotterRoot is the root directory of our daemon.
+func (l *Lab) SnapshotterRoot() string { return l.path("snapshotter") }
+
+// SnapshotterAddress is the socket of our daemon.
+func (l *Lab) SnapshotterAddress() string { return l.path("snapshotter.sock") }
+
+// ContainerdAddress is the socket of containerd, also that of CRI.
+func (l *Lab) ContainerdAddress() string { return l.path("containerd/containerd.sock") }
+
+// ContainerdRoot is the root directory of containerd; its own snapshotters keep their snapshots below it.
+func (l *Lab) ContainerdRoot() string { return l.path("containerd/root") }
+
+// Log returns everything that "registry", "containerd" or "snapshotter" has written so far, over all of its restarts.
+func (l *Lab) Log(name string) (string, error) {
+	b, err := os.ReadFile(l.logPath(name))
+	return string(b), err
+}
+
+func (l *Lab) path(rel string) string     { return filepath.Join(l.Dir, rel) }
+func (l *Lab) logPath(name string) string { return l.path("log/" + name + ".log") }
+
+func parent(opts Options) string {
+	if opts.Dir != "" {
+		return opts.Dir
+	}
+	return os.TempDir()
+}

@@ -1,0 +1,123 @@
+package lab
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
+)
+
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+
+// TestOverlayfs runs a container without our daemon: it tests the lab alone.
+func TestOverlayfs(t *testing.T) {
+	l := New(t, Options{NoDaemon: true, Images: []string{"busybox-gzip"}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ref := l.Ref("busybox-gzip")
+	if _, err := l.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", "overlayfs", ref); err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.Ctr(ctx, "run", "--rm", "--snapshotter", "overlayfs", ref, "c1", "/bin/echo", "hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out != "hello\n" {
+		t.Errorf("container printed %q, want hello", out)
+	}
+	if _, err := l.Client().Version(l.Context(ctx)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCloseEndsContainers closes a lab with a running container and a stopped containerd, the worst state a test can leave.
+func TestCloseEndsContainers(t *testing.T) {
+	l := New(t, Options{NoDaemon: true, Images: []string{"busybox-gzip"}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ref := l.Ref("busybox-gzip")
+	if _, err := l.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", "overlayfs", ref); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Ctr(ctx, "run", "--detach", "--snapshotter", "overlayfs", ref, "sleeper", "/bin/sleep", "1000"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.KillContainerd(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if points, err := l.Mounts(""); err != nil || len(points) > 0 {
+		t.Errorf("still mounted: %q, error %v", points, err)
+	}
+	if _, err := os.Stat(l.Dir); !os.IsNotExist(err) {
+		t.Errorf("directory %s is still there (%v)", l.Dir, err)
+	}
+	for pid, args := range processes() {
+		if strings.Contains(strings.Join(args, " "), l.Dir+"/") {
+			t.Errorf("process %d is still there: %q", pid, args)
+		}
+	}
+	if _, err := os.Stat(filepath.Join("/run/containerd/runc", l.Namespace)); !os.IsNotExist(err) {
+		t.Errorf("runc's state is still there (%v)", err)
+	}
+}
+
+// TestRestart shows that the client and the images survive containerd.
+func TestRestart(t *testing.T) {
+	l := New(t, Options{NoDaemon: true, CRI: true, Images: []string{"busybox-zstd"}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := l.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", "overlayfs", l.Ref("busybox-zstd")); err != nil {
+		t.Fatal(err)
+	}
+	for _, end := range []func() error{l.StopContainerd, l.KillContainerd} {
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.StartContainerd(ctx); err != nil {
+			t.Fatal(err)
+		}
+		images, err := l.Client().ListImages(l.Context(ctx))
+		if err != nil || len(images) != 1 {
+			t.Fatalf("images %v, error %v, want one image", images, err)
+		}
+	}
+}
+
+// TestSnapshotter pulls and runs with our daemon, which is killed and started again under a running container.
+func TestSnapshotter(t *testing.T) {
+	testenv.Need(t, testenv.EROFS)
+	l := New(t, Options{CRI: true, Images: []string{"nginx-zstd"}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ref := l.Ref("nginx-zstd")
+	if _, err := l.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", Snapshotter, ref); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Ctr(ctx, "run", "--detach", "--snapshotter", Snapshotter, ref, "web", "/bin/sleep", "1000"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.KillSnapshotter(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.Ctr(ctx, "task", "exec", "--exec-id", "e1", "web", "/bin/cat", "/var/www/html/index.html")
+	if err != nil || out != "<h1>ok</h1>\n" {
+		t.Fatalf("while the daemon is away the page is %q, error %v", out, err)
+	}
+	if err := l.StartSnapshotter(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Ctr(ctx, "run", "--rm", "--snapshotter", Snapshotter, ref, "after", "/bin/true"); err != nil {
+		t.Fatal(err)
+	}
+	points, err := l.Mounts("snapshotter")
+	if err != nil || len(points) == 0 {
+		t.Errorf("mounts of the daemon: %q, error %v, want some", points, err)
+	}
+}

@@ -1,0 +1,115 @@
+#!/bin/bash
+# tools.sh [STEP...]: install the third-party programs that tests, demo and benchmarks use. Nothing of this is a dependency of the
+# product. Programs go to bin/ below ${EROFS_LAB_CACHE:-~/.cache/erofs-snapshotter}; a step whose version is there already does nothing.
+#
+# Steps (without arguments: all, in this order):
+#   packages     Debian packages, through the machine's apt; only what is missing; needs root
+#   containerd   containerd, ctr and the runc shim
+#   runc
+#   registry     the distribution registry
+#   crane        pushes OCI layouts
+#   cni          CNI plugins for pods with a network of their own
+#   erofs-utils  mkfs, fsck and dump.erofs, from the source package of a newer Debian
+#   staticcheck
+set -euo pipefail
+. "$(dirname "$0")/env.sh"
+
+# To move to another version, change it here: the stamp of the old one no longer matches.
+containerd=v2.4.2
+runc=v1.5.2
+registry=v3.1.2
+crane=v0.22.1
+cni=v1.9.1
+erofs_utils=1.9.4
+erofs_utils_suite=forky
+staticcheck=v0.8.2
+
+# installed NAME VERSION PROGRAM...: is this version there?
+installed() {
+	local name=$1 version=$2 program
+	shift 2
+	[ "$(cat "$CACHE/stamps/$name" 2>/dev/null)" = "$version" ] || return 1
+	for program; do [ -x "$CACHE/bin/$program" ] || return 1; done
+}
+
+# go_tool NAME VERSION TAGS "PROGRAM..." PACKAGE...: go install PACKAGE@VERSION
+go_tool() {
+	local name=$1 version=$2 tags=$3 programs=$4 start packages
+	shift 4
+	# shellcheck disable=SC2086 # a list of words
+	installed "$name" "$version" $programs && return
+	start=$(date +%s)
+	packages=("${@/%/@$version}")
+	GOBIN=$CACHE/bin GOFLAGS= CGO_ENABLED=1 go install -trimpath -tags "$tags" -ldflags '-s -w' "${packages[@]}" 2>"$CACHE/logs/$name.log" ||
+		die "go install ${packages[*]}" "$CACHE/logs/$name.log"
+	echo "$version" >"$CACHE/stamps/$name"
+	note "$name $version installed in $(seconds_since "$start")"
+}
+
+step_packages() {
+	local wanted=(acl attr autoconf automake bc busybox-static ca-certificates curl dpkg-dev e2fsprogs gcc iptables isal libc6-dev
+		liblz4-dev liblzma-dev libseccomp-dev libtool libzstd-dev make mmdebstrap nodejs pkg-config uuid-dev xz-utils zlib1g-dev zstd)
+	local missing=() p start
+	command -v npm >/dev/null || wanted+=(npm)
+	for p in "${wanted[@]}"; do
+		# A nodejs that does not come from Debian serves as well.
+		[ "$p" = nodejs ] && command -v node >/dev/null && continue
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	[ "$(id -u)" = 0 ] || die "packages are missing and this is not root: apt-get install ${missing[*]}"
+	start=$(date +%s)
+	apt-get update -qq >"$CACHE/logs/packages.log" 2>&1 || die "apt-get update" "$CACHE/logs/packages.log"
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >>"$CACHE/logs/packages.log" 2>&1 ||
+		die "apt-get install ${missing[*]}" "$CACHE/logs/packages.log"
+	note "packages installed in $(seconds_since "$start"): ${missing[*]}"
+}
+
+step_containerd() {
+	local c=github.com/containerd/containerd/v2/cmd
+	go_tool containerd $containerd no_btrfs "containerd ctr containerd-shim-runc-v2" $c/containerd $c/ctr $c/containerd-shim-runc-v2
+}
+step_runc() { go_tool runc $runc seccomp runc github.com/opencontainers/runc; }
+step_registry() { go_tool registry $registry "" registry github.com/distribution/distribution/v3/cmd/registry; }
+step_crane() { go_tool crane $crane "" crane github.com/google/go-containerregistry/cmd/crane; }
+step_cni() {
+	local p=github.com/containernetworking/plugins/plugins
+	go_tool cni $cni "" "bridge loopback host-local portmap firewall tuning" \
+		$p/main/bridge $p/main/loopback $p/ipam/host-local $p/meta/portmap $p/meta/firewall $p/meta/tuning
+}
+step_staticcheck() { go_tool staticcheck $staticcheck "" staticcheck honnef.co/go/tools/cmd/staticcheck; }
+
+# Debian's stable mkfs.erofs is too old for containerd's erofs differ (no --tar), and the programs of newer releases need a newer libc.
+step_erofs-utils() {
+	installed erofs-utils $erofs_utils mkfs.erofs fsck.erofs dump.erofs && return
+	local start log=$CACHE/logs/erofs-utils.log src=$CACHE/src/erofs-utils
+	start=$(date +%s)
+	build_erofs_utils >"$log" 2>&1 || die "build erofs-utils $erofs_utils" "$log"
+	rm -rf "$src"
+	echo $erofs_utils >"$CACHE/stamps/erofs-utils"
+	note "erofs-utils $erofs_utils built in $(seconds_since "$start")"
+}
+
+# Runs as the left side of ||, where set -e does not work; hence the chain.
+build_erofs_utils() {
+	rm -rf "$src" && mkdir -p "$src" && cd "$src" &&
+		private_apt $erofs_utils_suite deb-src update -qq &&
+		private_apt $erofs_utils_suite deb-src source -qq --download-only "erofs-utils=$(debian_revision)" &&
+		dpkg-source -x erofs-utils_*.dsc tree && cd tree && ./autogen.sh &&
+		./configure --enable-lz4 --enable-lzma --with-libzstd --without-libdeflate --disable-fuse --without-selinux \
+			--without-libcurl --without-openssl --without-libxml2 --without-json-c &&
+		make -j"$(nproc)" &&
+		install -s mkfs/mkfs.erofs fsck/fsck.erofs dump/dump.erofs "$CACHE/bin/"
+}
+
+# debian_revision: the Debian version, such as 1.9.4-1, that the suite has of the wanted release.
+debian_revision() {
+	private_apt $erofs_utils_suite deb-src source --print-uris -qq erofs-utils |
+		sed -n "s/.*erofs-utils_\($erofs_utils-[^ ]*\)\.dsc .*/\1/p" | head -n 1
+}
+
+[ $# -gt 0 ] || set -- packages erofs-utils containerd runc registry crane cni staticcheck
+for step; do
+	declare -F "step_$step" >/dev/null || die "no step $step; the head of $0 lists them"
+	locked "tool-$step" "step_$step"
+done
