@@ -32,8 +32,8 @@ func Mounted(target string) (bool, error) {
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
-// BindReadOnly shows the directory dir at the existing directory target, read-only, nosuid and nodev. Mounts below dir are not
-// shown. When something is mounted on target already, it does nothing.
+// BindReadOnly shows the directory dir, which is no symbolic link, at the existing directory target, read-only, nosuid and nodev.
+// Mounts below dir are not shown. When something is mounted on target already, it does nothing.
 func BindReadOnly(dir, target string) error {
 	mounted, err := Mounted(target)
 	if err != nil || mounted {

@@ -186,24 +186,33 @@ func eachMountTable(f func([]mountinfo.Entry)) error {
 
 // mountTable reads the table of one task, unless its view was seen already.
 func mountTable(task string, seen map[view]bool) ([]mountinfo.Entry, view, error) {
-	var v view
-	var err error
-	if v.namespace, err = os.Readlink(task + "/ns/mnt"); err != nil {
+	v, err := viewOf(task)
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		// The table needs less rights than the links. Without them every task counts as a view of its own.
+		v = view{namespace: task}
+	} else if err != nil {
 		return nil, v, err
 	}
-	if v.root, err = os.Readlink(task + "/root"); err != nil {
-		return nil, v, err
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(task+"/root", &st); err != nil {
-		return nil, v, &os.PathError{Op: "stat", Path: task + "/root", Err: err}
-	}
-	v.device, v.inode = st.Dev, st.Ino
 	if seen[v] {
 		return nil, v, nil
 	}
 	entries, err := mountinfo.Read(task + "/mountinfo")
 	return entries, v, err
+}
+
+func viewOf(task string) (v view, err error) {
+	if v.namespace, err = os.Readlink(task + "/ns/mnt"); err != nil {
+		return v, err
+	}
+	if v.root, err = os.Readlink(task + "/root"); err != nil {
+		return v, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(task+"/root", &st); err != nil {
+		return v, err
+	}
+	v.device, v.inode = st.Dev, st.Ino
+	return v, nil
 }
 
 // ended says that the task is gone or going: its namespace lives on in other tasks, or not at all.

@@ -72,6 +72,9 @@ type daemonProcess struct {
 	cmd    *exec.Cmd
 	log    *bytes.Buffer
 	notify *net.UnixConn
+	// ended is closed when the process has ended, with err.
+	ended chan struct{}
+	err   error
 }
 
 // start runs a daemon and waits until it tells systemd that it is ready.
@@ -87,17 +90,21 @@ func startCommand(t *testing.T, command func(context.Context) *exec.Cmd) *daemon
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = notify.Close() })
-	d := &daemonProcess{cmd: command(context.Background()), log: &bytes.Buffer{}, notify: notify}
+	d := &daemonProcess{cmd: command(context.Background()), log: &bytes.Buffer{}, notify: notify, ended: make(chan struct{})}
 	d.cmd.Env = append(d.cmd.Env, "NOTIFY_SOCKET="+notify.LocalAddr().String())
 	d.cmd.Stderr = d.log
+	_ = notify.SetReadDeadline(time.Now().Add(patience))
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	go func() {
+		d.err = d.cmd.Wait()
+		_ = d.notify.SetReadDeadline(time.Now()) // nobody will write any more
+		close(d.ended)
+	}()
 	t.Cleanup(func() {
-		if d.cmd.ProcessState == nil {
-			_ = d.cmd.Process.Kill()
-			_ = d.cmd.Wait()
-		}
+		_ = d.cmd.Process.Kill()
+		<-d.ended
 		if t.Failed() {
 			t.Logf("log of the daemon:\n%s", d.log)
 		}
@@ -108,9 +115,14 @@ func startCommand(t *testing.T, command func(context.Context) *exec.Cmd) *daemon
 	return d
 }
 
+// waitNotify returns what the daemon tells systemd next. After its end it returns what is left to read.
 func (d *daemonProcess) waitNotify(t *testing.T) string {
 	t.Helper()
-	_ = d.notify.SetReadDeadline(time.Now().Add(patience))
+	select {
+	case <-d.ended:
+		_ = d.notify.SetReadDeadline(time.Now().Add(time.Second))
+	default:
+	}
 	b := make([]byte, 256)
 	n, err := d.notify.Read(b)
 	if err != nil {
@@ -127,7 +139,8 @@ func (d *daemonProcess) stop(t *testing.T, signal syscall.Signal) error {
 	}
 	timer := time.AfterFunc(patience, func() { _ = d.cmd.Process.Kill() })
 	defer timer.Stop()
-	return d.cmd.Wait()
+	<-d.ended
+	return d.err
 }
 
 func connect(t *testing.T, address string) *grpc.ClientConn {

@@ -119,7 +119,7 @@ func aclID(fields []string) (uint32, error) {
 	}
 	id, err := strconv.ParseUint(s, 10, 32)
 	if err != nil || id == aclNoID {
-		return 0, fmt.Errorf("%s %q has no numeric id (write the archive with --numeric-owner)", fields[0], fields[1])
+		return 0, fmt.Errorf("the id of %s %q is not in the archive", fields[0], fields[1])
 	}
 	return uint32(id), nil
 }

@@ -55,7 +55,7 @@ func TestErrors(t *testing.T) {
 		"uid 2^32-1":       {header(func(h *tartest.Header) { h.UID = math.MaxUint32 }), ErrHeader, "uid 4294967295"},
 		"gid 2^32-1":       {records("gid", "4294967295"), ErrHeader, "gid 4294967295"},
 		"major":            {header(func(h *tartest.Header) { h.Type, h.Devmajor = '3', 4096 }), ErrHeader, "major 4096"},
-		"minor":            {header(func(h *tartest.Header) { h.Type, h.Devminor = '4', 1 << 20 }), ErrHeader, "minor 1048576"},
+		"minor":            {header(func(h *tartest.Header) { h.Type, h.Devminor = '4', 1<<20 }), ErrHeader, "minor 1048576"},
 		"PAX negative uid": {records("uid", "-1"), ErrHeader, "uid"},
 		"PAX mtime":        {records("mtime", "yesterday"), ErrHeader, "mtime"},
 		"PAX size":         {records("size", "9223372036854775808"), ErrHeader, "too large"},
@@ -83,6 +83,7 @@ func TestErrors(t *testing.T) {
 		"LIBARCHIVE NUL":   {records("LIBARCHIVE.xattr.user.%00", "YQ"), ErrHeader, "name"},
 		"large PAX header": {records("comment", strings.Repeat("x", 1<<20)), ErrLimit, "extension header"},
 		"large long name":  {func(b *tartest.Builder) { b.LongName(strings.Repeat("x", 1<<20)) }, ErrLimit, "extension header"},
+		"PAX for a volume": {func(b *tartest.Builder) { b.PAX("a", "b"); b.Header(tartest.Header{Type: 'V'}) }, ErrHeader, "volume label"},
 		"negative payload": {func(b *tartest.Builder) { b.Header(tartest.Header{Type: 'x', Size: -1}) }, ErrHeader, "size -1"},
 	} {
 		t.Run(name, func(t *testing.T) {

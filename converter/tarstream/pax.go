@@ -33,7 +33,6 @@ type paxRecords struct {
 }
 
 func (p *paxRecords) reset(global paxAttributes) {
-	clear(p.xattrIndex)
 	*p = paxRecords{
 		paxAttributes: global,
 		size:          absent,
@@ -41,7 +40,6 @@ func (p *paxRecords) reset(global paxAttributes) {
 		devminor:      absent,
 		sparse:        p.sparse.emptied(),
 		xattrs:        p.xattrs[:0],
-		xattrIndex:    p.xattrIndex,
 	}
 }
 
@@ -221,20 +219,18 @@ func (p *paxRecords) setXattr(name string, value []byte) {
 	if len(p.xattrs) <= fewXattrs {
 		return
 	}
-	if p.xattrIndex == nil {
-		p.xattrIndex = make(map[string]int)
-	}
-	if len(p.xattrIndex) > 0 {
+	if p.xattrIndex != nil {
 		p.xattrIndex[name] = len(p.xattrs) - 1
 		return
 	}
+	p.xattrIndex = make(map[string]int)
 	for i, x := range p.xattrs {
 		p.xattrIndex[x.Name] = i
 	}
 }
 
 func (p *paxRecords) findXattr(name string) int {
-	if len(p.xattrs) > fewXattrs {
+	if p.xattrIndex != nil {
 		if i, ok := p.xattrIndex[name]; ok {
 			return i
 		}

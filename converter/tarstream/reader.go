@@ -114,6 +114,9 @@ func (r *Reader) next() error {
 		case 'g':
 			err = r.readGlobal()
 		case 'V':
+			if extended {
+				return fmt.Errorf("%w: extension header before a volume label", ErrHeader)
+			}
 			err = r.skipPayload()
 		default:
 			return r.readEntry()

@@ -73,6 +73,23 @@ func TestSparse(t *testing.T) {
 	}
 }
 
+// TestNoSegments has maps without any segment: the file is one hole, and not dense.
+func TestNoSegments(t *testing.T) {
+	for form, write := range sparseForms {
+		archive := build(func(b *tartest.Builder) { write(b, regular("f"), 1000, nil, nil) })
+		got, err := readAll(bytes.NewReader(archive), Limits{})
+		if form == "0.0" { // it cannot be told from a file without a map
+			if !errors.Is(err, ErrHeader) {
+				t.Errorf("%s: got %+v, %v", form, got, err)
+			}
+			continue
+		}
+		if err != nil || len(got) != 1 || got[0].Size != 1000 || got[0].Sparse == nil {
+			t.Errorf("%s: got %+v, %v", form, got, err)
+		}
+	}
+}
+
 func TestSparse00WithVersion(t *testing.T) {
 	archive := build(func(b *tartest.Builder) {
 		b.PAX("GNU.sparse.major", "0", "GNU.sparse.minor", "0", "GNU.sparse.size", "100", "GNU.sparse.numblocks", "1",
@@ -134,27 +151,30 @@ func TestOddSparseHeaders(t *testing.T) {
 		}
 	}
 	for name, f := range map[string]func(b *tartest.Builder){
-		"map without end":          withMap(strings.Repeat("1\n", 256)),
-		"map of letters":           withMap("1\nx\n1\n"),
-		"empty number":             withMap("\n"),
-		"negative number":          withMap("-1\n"),
-		"long number":              withMap(strings.Repeat("0", 30) + "\n"),
-		"large number":             withMap("9223372036854775808\n"),
-		"trillions announced":      withMap("1000000000000\n0\n"),
-		"no data at all":           func(b *tartest.Builder) { withMap("")(b) },
-		"unknown version":          records("GNU.sparse.major", "2", "GNU.sparse.minor", "0"),
-		"version of one number":    records("GNU.sparse.major", "1"),
-		"no map":                   records("GNU.sparse.size", "4"),
-		"no count":                 records("GNU.sparse.size", "4", "GNU.sparse.map", "0,4"),
-		"wrong count":              records("GNU.sparse.size", "4", "GNU.sparse.map", "0,4", "GNU.sparse.numblocks", "2"),
-		"odd map":                  records("GNU.sparse.size", "4", "GNU.sparse.map", "0,4,4", "GNU.sparse.numblocks", "1"),
-		"comma at the end":         records("GNU.sparse.size", "4", "GNU.sparse.map", "0,4,", "GNU.sparse.numblocks", "1"),
-		"two offsets":              records("GNU.sparse.offset", "0", "GNU.sparse.offset", "0"),
-		"length first":             records("GNU.sparse.numbytes", "0"),
-		"offset alone":             records("GNU.sparse.size", "4", "GNU.sparse.numblocks", "1", "GNU.sparse.offset", "0"),
-		"two maps":                 records("GNU.sparse.map", "0,4", "GNU.sparse.offset", "0", "GNU.sparse.numbytes", "4", "GNU.sparse.numblocks", "1"),
-		"negative size":            records("GNU.sparse.size", "-4", "GNU.sparse.map", "0,4", "GNU.sparse.numblocks", "1"),
-		"directory":                func(b *tartest.Builder) { b.PAX("GNU.sparse.map", "0,4"); b.Header(tartest.Header{Name: "d", Type: '5'}) },
+		"map without end":       withMap(strings.Repeat("1\n", 256)),
+		"map of letters":        withMap("1\nx\n1\n"),
+		"empty number":          withMap("\n"),
+		"negative number":       withMap("-1\n"),
+		"long number":           withMap(strings.Repeat("0", 30) + "\n"),
+		"large number":          withMap("9223372036854775808\n"),
+		"trillions announced":   withMap("1000000000000\n0\n"),
+		"no data at all":        func(b *tartest.Builder) { withMap("")(b) },
+		"unknown version":       records("GNU.sparse.major", "2", "GNU.sparse.minor", "0"),
+		"version of one number": records("GNU.sparse.major", "1"),
+		"no map":                records("GNU.sparse.size", "4"),
+		"no count":              records("GNU.sparse.size", "4", "GNU.sparse.map", "0,4"),
+		"wrong count":           records("GNU.sparse.size", "4", "GNU.sparse.map", "0,4", "GNU.sparse.numblocks", "2"),
+		"odd map":               records("GNU.sparse.size", "4", "GNU.sparse.map", "0,4,4", "GNU.sparse.numblocks", "1"),
+		"comma at the end":      records("GNU.sparse.size", "4", "GNU.sparse.map", "0,4,", "GNU.sparse.numblocks", "1"),
+		"two offsets":           records("GNU.sparse.offset", "0", "GNU.sparse.offset", "0"),
+		"length first":          records("GNU.sparse.numbytes", "0"),
+		"offset alone":          records("GNU.sparse.size", "4", "GNU.sparse.numblocks", "1", "GNU.sparse.offset", "0"),
+		"two maps":              records("GNU.sparse.map", "0,4", "GNU.sparse.offset", "0", "GNU.sparse.numbytes", "4", "GNU.sparse.numblocks", "1"),
+		"negative size":         records("GNU.sparse.size", "-4", "GNU.sparse.map", "0,4", "GNU.sparse.numblocks", "1"),
+		"directory": func(b *tartest.Builder) {
+			b.PAX("GNU.sparse.map", "0,4")
+			b.Header(tartest.Header{Name: "d", Type: '5'})
+		},
 		"old and PAX":              func(b *tartest.Builder) { b.PAX("GNU.sparse.map", "0,4"); edited(nil)(b) },
 		"old with ustar magic":     edited(func(b []byte) { copy(b[257:], "ustar\x0000") }),
 		"old without length":       edited(func(b []byte) { clear(b[398:410]) }),

@@ -8,8 +8,8 @@
 //	numbers    octal, GNU base-256, PAX decimal
 //	sparse     old GNU 'S' with extension blocks, PAX GNU.sparse 0.0, 0.1 and 1.0
 //	xattrs     SCHILY.xattr.*, LIBARCHIVE.xattr.*, and SCHILY.acl.* as the binary attribute Linux stores
-//	types      '0' '7' NUL (a directory if the name ends in '/') 'S' regular; '1' hard link; '2' symbolic link; '3' '4' devices;
-//	           '5' and 'D' (GNU dumpdir, its list is skipped) directory; '6' FIFO; 'V' (volume label) is skipped
+//	types      '0' '7' 'S' regular file, and NUL, which is a directory if the name ends in '/'; '1' hard link; '2' symbolic link;
+//	           '3' '4' devices; '5' and 'D' (GNU dumpdir, its list is skipped) directory; '6' FIFO; 'V' (volume label) is skipped
 //
 // Every other type is an error that names it, among them 'M' (rest of a file of another volume) and 'N' (GNU tar before 1990).
 //
@@ -21,7 +21,8 @@
 //     (path, size, sparse maps, attributes) is an error there.
 //   - An empty PAX value deletes the record, but an empty SCHILY.xattr or LIBARCHIVE.xattr is an attribute with an empty value.
 //   - "%3D" and "%25" in the name of a SCHILY.xattr stand for "=" and "%", as GNU tar writes them.
-//   - A name with a NUL in it, an incomplete sparse map, an extension header without an entry are errors.
+//   - Ids, device numbers and sizes out of Linux's range, a name with a NUL in it, an incomplete sparse map, a sparse map that does
+//     not cover the stored data exactly, and an extension header without an entry are errors.
 //
 // The archive ends with two zero blocks, with one zero block at the end of the stream, or with the stream at a header boundary
 // (the padding of the last entry may be missing). So an archive that was cut there looks complete: whoever needs to know

@@ -90,10 +90,10 @@ func TestForms(t *testing.T) {
 		}, func(e *entry) { e.Name = strings.Repeat("p", 155) + "/f" }},
 		{"star prefix is shorter", func(b *tartest.Builder) {
 			h := regular("f")
-			h.Magic, h.Prefix = tartest.Star, "pre"
+			h.Magic, h.Prefix = tartest.Star, strings.Repeat("p", 131)
 			h.Edit = func(b []byte) { copy(b[345+131:], "14000000000\x0014000000000\x00") }
 			b.Entry(h, []byte("data"))
-		}, func(e *entry) { e.Name = "pre/f" }},
+		}, func(e *entry) { e.Name = strings.Repeat("p", 131) + "/f" }},
 		{"GNU has no prefix", func(b *tartest.Builder) {
 			h := regular("f")
 			h.Magic = tartest.GNU
@@ -189,6 +189,11 @@ func TestForms(t *testing.T) {
 			b.PAX("uid", "8")
 			b.Entry(regular("f"), []byte("data"))
 		}, func(e *entry) { e.UID, e.GID = 8, 7 }},
+		{"global after local counts later", func(b *tartest.Builder) {
+			b.PAX("gid", "8")
+			b.Global("uid", "6")
+			b.Entry(regular("f"), []byte("data"))
+		}, func(e *entry) { e.GID = 8 }},
 		{"volume label", func(b *tartest.Builder) {
 			b.Entry(tartest.Header{Magic: tartest.GNU, Name: "label", Type: 'V'}, nil)
 			b.Entry(regular("f"), []byte("data"))
@@ -253,6 +258,26 @@ func TestTypes(t *testing.T) {
 				t.Errorf("\n got %+v\nwant %+v", got[0].Header, tt.want)
 			}
 		})
+	}
+}
+
+func TestGlobalLasts(t *testing.T) {
+	got, err := readAll(bytes.NewReader(build(func(b *tartest.Builder) {
+		b.Global("uid", "6", "gid", "7")
+		b.Entry(regular("1"), nil)
+		b.Global("uid", "8")
+		b.Entry(regular("2"), nil)
+		b.Entry(regular("3"), nil)
+		b.Global("uid", "")
+		b.Entry(regular("4"), nil)
+	})), Limits{})
+	if err != nil || len(got) != 4 {
+		t.Fatalf("%d entries, %v", len(got), err)
+	}
+	for i, uid := range []uint32{6, 8, 8, 1} {
+		if got[i].UID != uid || got[i].GID != 7 {
+			t.Errorf("entry %s: owner %d:%d, want %d:7", got[i].Name, got[i].UID, got[i].GID, uid)
+		}
 	}
 }
 

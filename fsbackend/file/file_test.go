@@ -46,6 +46,26 @@ func suite(t *testing.T, m Mode) {
 	backendtest.Run(t, func(*testing.T) fsbackend.Backend { return New(Options{Mode: m}) }, backendtest.TinyImage)
 }
 
+// The probe's answer is what a mount would have told.
+func TestProbeAgrees(t *testing.T) {
+	testenv.Need(t, testenv.Root, testenv.EROFS)
+	disk, memory := t.TempDir(), tmpfs(t)
+	for _, dir := range []string{disk, memory} {
+		img := backendtest.TinyImage(t, dir, 1)
+		for mode, ask := range map[Mode]func(string) error{File: probe.HaveFileBacked, Loop: probe.HaveLoop} {
+			target := t.TempDir()
+			b := New(Options{Mode: mode})
+			answer, err := ask(dir), b.Mount(t.Context(), img, target)
+			if (answer == nil) != (err == nil) {
+				t.Errorf("mode %d in %s: the probe says %v, Mount says %v", mode, dir, answer, err)
+			}
+			if err := b.Unmount(t.Context(), target); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // sourceOf mounts image 1 and returns what the mount table says it was made of.
 func sourceOf(t *testing.T, m Mode, img fsbackend.Image) string {
 	t.Helper()

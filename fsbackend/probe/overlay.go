@@ -85,6 +85,10 @@ func overlayMount(s *scratch, options []string) (*mountapi.Mount, error) {
 			return nil, err
 		}
 	}
+	// Otherwise the end of the mount waits until the whole filesystem below is synced.
+	if err := c.SetFlag("volatile"); err != nil {
+		return nil, err
+	}
 	if err := c.Create(); err != nil {
 		return nil, err
 	}

@@ -125,7 +125,7 @@ func (d *Differ) importAndBind(ctx context.Context, snapshot string, layer ocisp
 func isTarLayer(mediaType string) bool {
 	switch mediaType {
 	case ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
-		//nolint:staticcheck // deprecated, and still found in images
+		//lint:ignore SA1019 deprecated, and still found in images
 		ocispec.MediaTypeImageLayerNonDistributable, ocispec.MediaTypeImageLayerNonDistributableGzip, ocispec.MediaTypeImageLayerNonDistributableZstd,
 		images.MediaTypeDockerSchema2Layer, images.MediaTypeDockerSchema2LayerGzip, images.MediaTypeDockerSchema2LayerZstd,
 		images.MediaTypeDockerSchema2LayerForeign, images.MediaTypeDockerSchema2LayerForeignGzip:

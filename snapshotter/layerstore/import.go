@@ -16,16 +16,18 @@ type Opener func(ctx context.Context) (io.ReadCloser, error)
 
 // build is a conversion that somebody waits for.
 type build struct {
-	cancel  context.CancelFunc
-	done    chan struct{} // closed after inst and err are set, and the build is not in Store.builds any more
-	waiters int           // guarded by Store.mu; with the last waiter the build is cancelled
+	cancel context.CancelFunc
+	done   chan struct{} // closed after inst and err are set, and the build is not in Store.builds any more
+
+	waiters   int  // guarded by Store.mu
+	abandoned bool // guarded by Store.mu: the last waiter has gone, so the build was cancelled; others may have come since
 
 	inst Instance
 	err  error
 }
 
-// errAbandoned is why a build ended whose waiters had all gone.
-var errAbandoned = errors.New("nobody waits for it any more")
+// errAbandoned is why a build ended that nobody waited for at some time. Who came later starts anew.
+var errAbandoned = errors.New("cancelled with its last waiter")
 
 // Import makes the instance of a layer from its blob, unless it is there, and pins it.
 //
@@ -44,7 +46,7 @@ func (s *Store) Import(ctx context.Context, layer digest.Digest, open Opener) (I
 		}
 		inst, pin, err = s.wait(ctx, id, b)
 		if errors.Is(err, errAbandoned) && ctx.Err() == nil {
-			continue // we joined a build that was being cancelled
+			continue
 		}
 		if err != nil {
 			return Instance{}, Pin{}, fmt.Errorf("import layer %s: %w", layer, err)
@@ -101,7 +103,7 @@ func (s *Store) finish(id ID, b *build, inst Instance, err error) {
 		if b.waiters > 0 {
 			s.pins[id] += b.waiters
 		}
-	} else if b.waiters == 0 {
+	} else if b.abandoned {
 		err = errAbandoned
 	}
 	b.inst, b.err = inst, err
@@ -134,6 +136,7 @@ func (s *Store) leave(b *build) bool {
 	default:
 	}
 	if b.waiters--; b.waiters == 0 {
+		b.abandoned = true
 		b.cancel()
 	}
 	return true
