@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/erofs"
 )
@@ -96,18 +95,4 @@ func (b *build) finish() (Result, error) {
 		MetaBytes: totals.MetaBytes, DataBytes: totals.DataBytes, Inodes: totals.Inodes,
 		OpaqueRoot: b.tree.root.opaque, Dropped: b.dropped,
 	}, nil
-}
-
-// storable says whether an attribute can be stored, and counts it if not.
-func (b *build) storable(name string) bool {
-	if erofs.HasNamespace(name) {
-		return true
-	}
-	b.dropped.Xattrs++
-	return false
-}
-
-// isOverlayXattr says whether overlayfs takes the attribute for its own.
-func isOverlayXattr(name string) bool {
-	return strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.")
 }

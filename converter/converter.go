@@ -73,7 +73,7 @@ type Dropped struct {
 	WhiteoutDevices int64
 	// AUFS counts .wh..wh.* entries other than the opaque mark.
 	AUFS int64
-	// Xattrs counts attributes in a namespace that Linux does not store on disk.
+	// Xattrs counts attributes that Linux has on no disk, or not on that type of inode.
 	Xattrs int64
 }
 

@@ -206,14 +206,13 @@ func (b *dirBuild) attr(path string, st *unix.Stat_t) (a erofs.Attr, opaque bool
 			opaque = opaque || found
 			continue
 		}
-		if !b.storable(name) {
-			continue
-		}
 		value, err := b.xattr(path, name)
 		if err != nil {
 			return a, false, err
 		}
-		a.Xattrs = append(a.Xattrs, erofs.Xattr{Name: name, Value: append([]byte(nil), value...)})
+		if err := b.addXattr(&a, name, value); err != nil {
+			return a, false, err
+		}
 	}
 	return a, opaque, nil
 }

@@ -85,11 +85,11 @@ func (b *tarBuild) entry(h *tarstream.Header) error {
 	if len(path) == 0 {
 		return b.rootEntry(h)
 	}
-	name := path[len(path)-1]
-	if strings.HasPrefix(name, whiteoutAUFS) && name != whiteoutOpaque {
+	if isAUFS(path) {
 		b.dropped.AUFS++
 		return nil
 	}
+	name := path[len(path)-1]
 	if h.Type == tarstream.CharDevice && h.Devmajor == 0 && h.Devminor == 0 {
 		b.dropped.WhiteoutDevices++
 		return nil
@@ -109,6 +109,16 @@ func (b *tarBuild) entry(h *tarstream.Header) error {
 	return nil
 }
 
+// isAUFS says whether a path is, or lies below, one of AUFS's own names.
+func isAUFS(path []string) bool {
+	for i, name := range path {
+		if strings.HasPrefix(name, whiteoutAUFS) && (name != whiteoutOpaque || i < len(path)-1) {
+			return true
+		}
+	}
+	return false
+}
+
 func hide(dir *directory, name, hidden string) error {
 	switch {
 	case name == whiteoutOpaque:
@@ -126,36 +136,36 @@ func (b *tarBuild) rootEntry(h *tarstream.Header) error {
 	if h.Type != tarstream.Directory {
 		return errors.New("the root of a layer must be a directory")
 	}
-	b.tree.root.attr = b.attr(h, erofs.ModeDir)
-	return nil
+	a, err := b.attr(h)
+	b.tree.root.attr = a
+	return err
 }
 
 // node makes what the entry's name shall stand for.
 func (b *tarBuild) node(h *tarstream.Header) (*node, error) {
+	if h.Type == tarstream.HardLink {
+		return b.hardLink(h.Linkname)
+	}
+	a, err := b.attr(h)
+	if err != nil {
+		return nil, err
+	}
 	switch h.Type {
 	case tarstream.Directory:
-		return &node{dir: &directory{attr: b.attr(h, erofs.ModeDir)}}, nil
-	case tarstream.HardLink:
-		return b.hardLink(h.Linkname)
+		return &node{dir: &directory{attr: a}}, nil
 	case tarstream.Regular:
 		segments := make([]erofs.Segment, len(h.Sparse))
 		for i, s := range h.Sparse {
 			segments[i] = erofs.Segment(s)
 		}
-		return b.regular(b.attr(h, erofs.ModeRegular), h.Size, segments, h.Sparse == nil, b.in)
+		return b.regular(a, h.Size, segments, h.Sparse == nil, b.in)
 	case tarstream.Symlink:
 		if h.Linkname == "" || len(h.Linkname) >= maxPathBytes {
 			return nil, fmt.Errorf("symbolic link target of %d bytes", len(h.Linkname))
 		}
-		return b.symlink(b.attr(h, erofs.ModeSymlink), h.Linkname)
-	case tarstream.CharDevice:
-		return b.special(b.attr(h, erofs.ModeChar), h.Devmajor, h.Devminor)
-	case tarstream.BlockDevice:
-		return b.special(b.attr(h, erofs.ModeBlock), h.Devmajor, h.Devminor)
-	case tarstream.FIFO:
-		return b.special(b.attr(h, erofs.ModeFIFO), 0, 0)
+		return b.symlink(a, h.Linkname)
 	}
-	return nil, fmt.Errorf("unknown entry type %q", h.Type)
+	return b.special(a, h.Devmajor, h.Devminor)
 }
 
 // hardLink returns what is at target now: a later entry of that name does not change the link.
@@ -176,15 +186,26 @@ func (b *tarBuild) hardLink(target string) (*node, error) {
 	return n, nil
 }
 
-func (b *tarBuild) attr(h *tarstream.Header, kind uint32) erofs.Attr {
+// modeOf is the type of an inode.
+var modeOf = map[tarstream.Type]uint32{
+	tarstream.Regular: erofs.ModeRegular, tarstream.Directory: erofs.ModeDir, tarstream.Symlink: erofs.ModeSymlink,
+	tarstream.CharDevice: erofs.ModeChar, tarstream.BlockDevice: erofs.ModeBlock, tarstream.FIFO: erofs.ModeFIFO,
+}
+
+func (b *tarBuild) attr(h *tarstream.Header) (erofs.Attr, error) {
+	kind, ok := modeOf[h.Type]
+	if !ok {
+		return erofs.Attr{}, fmt.Errorf("unknown entry type %q", h.Type)
+	}
 	a := erofs.Attr{Mode: kind | h.Mode, UID: h.UID, GID: h.GID, Mtime: h.ModTime.Sec, MtimeNsec: h.ModTime.Nsec}
 	for _, x := range h.Xattrs {
-		switch {
-		case isOverlayXattr(x.Name):
+		if isOverlayXattr(x.Name) {
 			b.dropped.OverlayXattrs++
-		case b.storable(x.Name):
-			a.Xattrs = append(a.Xattrs, erofs.Xattr(x))
+			continue
+		}
+		if err := b.addXattr(&a, x.Name, x.Value); err != nil {
+			return erofs.Attr{}, err
 		}
 	}
-	return a
+	return a, nil
 }

@@ -147,7 +147,7 @@ func TestLayout(t *testing.T) {
 		{"opaque first", []string{"f d/.wh..wh..opq ", "f d/x x"}, []string{"d/ opaque", "d/x #1"}},
 		{"opaque last", []string{"f d/x x", "f d/.wh..wh..opq ", "d d"}, []string{"d/ opaque", "d/x #1"}},
 		{"whiteouts below opaque hide nothing", []string{"f d/.wh..wh..opq ", "f d/.wh.x ", "f d/e/.wh.y "}, []string{"d/ opaque", "d/e/"}},
-		{"bookkeeping of AUFS", []string{"d .wh..wh.plnk", "f .wh..wh.aufs x", "f a x"}, []string{"a #1"}},
+		{"bookkeeping of AUFS", []string{"d .wh..wh.plnk", "f .wh..wh.aufs x", "f .wh..wh.orph/1.2 x", "f a x"}, []string{"a #1"}},
 		{"0:0 device", []string{"c a", "f b x"}, []string{"b #1"}},
 		{"overlay attributes", []string{"x d"}, []string{"d/"}},
 	} {
