@@ -75,6 +75,8 @@ type Dropped struct {
 	AUFS int64
 	// Xattrs counts attributes that Linux has on no disk, or not on that type of inode.
 	Xattrs int64
+	// NamedACLs counts ACLs that name users or groups without saying their ids.
+	NamedACLs int64
 }
 
 // ErrLimit is wrapped by errors of inputs that ask for more than Limits allow.

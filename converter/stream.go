@@ -9,9 +9,9 @@ import (
 	"io"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/inflate"
 )
 
 // sums are digests and lengths of one stream.
@@ -33,13 +33,17 @@ func (e *streamError) Unwrap() error { return e.err }
 
 const (
 	// pieceBytes is what the stages of the pipeline hand on at a time.
-	pieceBytes = 256 << 10
+	pieceBytes = 512 << 10
 	// pieces is how many of them there are: decompression, hashing and conversion each work on one, the others wait between
-	// them. 2 MiB together.
-	pieces = 8
-	// zstdWindow bounds what a zstd frame may ask for. 128 MiB is what zstd(1) decodes without being told to.
-	zstdWindow = 128 << 20
+	// them. 3 MiB together.
+	pieces = 6
 )
+
+// piece is a part of the decompressed stream, with as much in front of it as decompression refers back to.
+type piece struct {
+	memory   []byte
+	from, to int
+}
 
 // stream runs the pipeline
 //
@@ -50,9 +54,9 @@ const (
 func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reader) error) (sums, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := &pipeline{ctx: ctx, free: make(chan []byte, pieces), decoded: make(chan []byte, pieces), hashed: make(chan []byte, pieces)}
+	p := &pipeline{ctx: ctx, free: make(chan piece, pieces), decoded: make(chan piece, pieces), hashed: make(chan piece, pieces)}
 	for range pieces {
-		p.free <- make([]byte, pieceBytes)
+		p.free <- piece{memory: make([]byte, inflate.WindowBytes+pieceBytes)}
 	}
 	blob := &countedHash{in: r, hash: sha256.New()}
 	diff := sha256.New()
@@ -78,7 +82,7 @@ func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reade
 // pipeline carries pieces of the decompressed stream from stage to stage.
 type pipeline struct {
 	ctx                   context.Context
-	free, decoded, hashed chan []byte
+	free, decoded, hashed chan piece
 	err                   error // why decode ended; written before decoded is closed
 }
 
@@ -89,25 +93,28 @@ func (p *pipeline) decode(blob *countedHash, limit int64) {
 }
 
 func (p *pipeline) decodeAll(blob *countedHash, limit int64) error {
-	in := bufio.NewReaderSize(blob, pieceBytes)
+	in := bufio.NewReaderSize(blob, 64<<10)
 	d, err := decompressor(in)
 	if err != nil {
 		return &streamError{blob.n, err}
 	}
 	defer d.Close()
-	for total := int64(0); ; {
-		var b []byte
+	var total int64
+	for last := (piece{}); ; {
+		var next piece
 		select {
-		case b = <-p.free:
+		case next = <-p.free:
 		case <-p.ctx.Done():
 			return context.Cause(p.ctx)
 		}
-		n, err := fill(d, b)
-		if total += int64(n); total > limit {
+		next.from = copy(next.memory, last.memory[max(last.from, last.to-inflate.WindowBytes):last.to])
+		next.to, err = d.Fill(next.memory, next.from)
+		if total += int64(next.to - next.from); total > limit {
 			return &streamError{blob.n, fmt.Errorf("%w: more than %d bytes when decompressed", ErrLimit, limit)}
 		}
-		if n > 0 {
-			p.decoded <- b[:n] // never blocks: there are no more pieces than places
+		if next.to > next.from {
+			p.decoded <- next // never blocks: there are no more pieces than places
+			last = next
 		}
 		if err == io.EOF {
 			// A zstd decoder may stop before the end of its input.
@@ -124,51 +131,37 @@ func (p *pipeline) decodeAll(blob *countedHash, limit int64) error {
 	}
 }
 
-// fill reads until b is full or r ends. Unlike io.ReadFull it returns the reader's own error, so that io.ErrUnexpectedEOF
-// always means a truncated stream.
-func fill(r io.Reader, b []byte) (n int, err error) {
-	for n < len(b) && err == nil {
-		var m int
-		m, err = r.Read(b[n:])
-		n += m
-	}
-	return n, err
-}
-
 // digest is the second stage.
 func (p *pipeline) digest(h hash.Hash) {
 	defer close(p.hashed)
-	for b := range p.decoded {
-		h.Write(b)
-		p.hashed <- b // never blocks
+	for next := range p.decoded {
+		h.Write(next.memory[next.from:next.to])
+		p.hashed <- next // never blocks
 	}
 }
 
 // pieceReader is what the last stage reads.
 type pieceReader struct {
 	p    *pipeline
-	b    []byte // what is left of the current piece
-	full []byte // the current piece
+	last piece // what is left of it is from:to
 	n    int64
 }
 
 func (r *pieceReader) Read(b []byte) (int, error) {
-	for len(r.b) == 0 {
-		if r.full != nil {
-			r.p.free <- r.full[:pieceBytes] // never blocks
-			r.full = nil
+	for r.last.from == r.last.to {
+		if r.last.memory != nil {
+			r.p.free <- r.last // never blocks
 		}
-		piece, ok := <-r.p.hashed
-		if !ok {
+		var ok bool
+		if r.last, ok = <-r.p.hashed; !ok {
 			if r.p.err != nil {
 				return 0, r.p.err
 			}
 			return 0, io.EOF
 		}
-		r.b, r.full = piece, piece
 	}
-	n := copy(b, r.b)
-	r.b = r.b[n:]
+	n := copy(b, r.last.memory[r.last.from:r.last.to])
+	r.last.from += n
 	r.n += int64(n)
 	return n, nil
 }
@@ -185,34 +178,4 @@ func (c *countedHash) Read(b []byte) (int, error) {
 	c.hash.Write(b[:n])
 	c.n += int64(n)
 	return n, err
-}
-
-// decompressor looks at the first bytes of in. RFC 1952 2.3.1 for gzip, RFC 8878 3.1 for zstd with its skippable frames.
-func decompressor(in *bufio.Reader) (io.ReadCloser, error) {
-	head, err := in.Peek(4)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	switch {
-	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
-		z, err := gzip.NewReader(in)
-		if err != nil {
-			return nil, fmt.Errorf("gzip: %w", unexpectedEOF(err))
-		}
-		return z, nil
-	case len(head) == 4 && (string(head) == "\x28\xb5\x2f\xfd" || head[0]&0xf0 == 0x50 && string(head[1:]) == "\x2a\x4d\x18"):
-		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow))
-		if err != nil {
-			return nil, fmt.Errorf("zstd: %w", err)
-		}
-		return z.IOReadCloser(), nil
-	}
-	return io.NopCloser(in), nil
-}
-
-func unexpectedEOF(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }

@@ -198,6 +198,7 @@ func (b *tarBuild) attr(h *tarstream.Header) (erofs.Attr, error) {
 		return erofs.Attr{}, fmt.Errorf("unknown entry type %q", h.Type)
 	}
 	a := erofs.Attr{Mode: kind | h.Mode, UID: h.UID, GID: h.GID, Mtime: h.ModTime.Sec, MtimeNsec: h.ModTime.Nsec}
+	b.dropped.NamedACLs += int64(h.NamedACLs)
 	for _, x := range h.Xattrs {
 		if isOverlayXattr(x.Name) {
 			b.dropped.OverlayXattrs++

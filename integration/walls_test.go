@@ -20,6 +20,8 @@ var mayImport = map[string][]string{
 	"config":                 nil,
 	"converter":              {"converter/..."},
 	"converter/erofs":        nil,
+	"converter/inflate":      nil,
+	"converter/inflate":      nil,
 	"converter/tarstream":    nil,
 	"converter/tartest":      nil, // archives for tests
 	"fsbackend":              {"fsbackend/probe"},

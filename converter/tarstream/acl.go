@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -25,21 +26,27 @@ const (
 	aclOther    = 0x20
 )
 
+// errNamedACL is the error of an entry that names a user or group whose id is not in the archive.
+var errNamedACL = errors.New("the id is not in the archive")
+
 type aclEntry struct {
 	tag, perm uint16
 	id        uint32
 }
 
 // addACL converts the text of an ACL and adds it as an attribute. An access ACL that says no more than the mode is not stored: Linux does
-// not keep it either.
-func (p *paxRecords) addACL(name string, text []byte) error {
+// not keep it either. It returns 1 if the ACL had to be left out because it names somebody whose id is not known here.
+func (p *paxRecords) addACL(name string, text []byte) (named int, err error) {
 	entries, err := parseACL(string(text))
+	if errors.Is(err, errNamedACL) {
+		return 1, nil
+	}
 	if err != nil {
-		return fmt.Errorf("%w: ACL: %w", ErrHeader, err)
+		return 0, fmt.Errorf("%w: ACL: %w", ErrHeader, err)
 	}
 	const minimal = 3 // owner, group, others
 	if len(entries) == minimal && name == "system.posix_acl_access" {
-		return nil
+		return 0, nil
 	}
 	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
 	for _, e := range entries {
@@ -48,7 +55,7 @@ func (p *paxRecords) addACL(name string, text []byte) error {
 		b = binary.LittleEndian.AppendUint32(b, e.id)
 	}
 	p.setXattr(name, b)
-	return nil
+	return 0, nil
 }
 
 // parseACL parses entries like "user:1000:r-x" or star's "user:games:r-x:5", separated by commas or newlines, and sorts them as
@@ -117,9 +124,12 @@ func aclID(fields []string) (uint32, error) {
 	if len(fields) == 3 {
 		s = fields[1]
 	}
-	id, err := strconv.ParseUint(s, 10, 32)
-	if err != nil || id == aclNoID {
-		return 0, fmt.Errorf("the id of %s %q is not in the archive", fields[0], fields[1])
+	id, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s %q: %w", fields[0], fields[1], errNamedACL)
+	}
+	if id >= aclNoID {
+		return 0, fmt.Errorf("%s %q: id %d is not one of 32 bits", fields[0], fields[1], id)
 	}
 	return uint32(id), nil
 }

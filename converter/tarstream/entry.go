@@ -139,18 +139,19 @@ func (r *Reader) bounded(name string, at int, v, most int64) (uint32, error) {
 
 // setXattrs takes over the attributes of the PAX header. GNU tar sets no ACL on a symbolic link and no default ACL on anything but a
 // directory; Linux would refuse both.
-func (r *Reader) setXattrs(h *Header) error {
+func (r *Reader) setXattrs(h *Header) (err error) {
+	var access, byDefault int
 	if acl := r.pax.aclAccess; len(acl) > 0 && h.Type != Symlink {
-		if err := r.pax.addACL("system.posix_acl_access", acl); err != nil {
+		if access, err = r.pax.addACL("system.posix_acl_access", acl); err != nil {
 			return err
 		}
 	}
 	if acl := r.pax.aclDefault; len(acl) > 0 && h.Type == Directory {
-		if err := r.pax.addACL("system.posix_acl_default", acl); err != nil {
+		if byDefault, err = r.pax.addACL("system.posix_acl_default", acl); err != nil {
 			return err
 		}
 	}
-	h.Xattrs = r.pax.xattrs
+	h.Xattrs, h.NamedACLs = r.pax.xattrs, access+byDefault
 	return nil
 }
 

@@ -99,6 +99,9 @@ type Header struct {
 	Devmajor, Devminor uint32
 	// Xattrs are in order of appearance, each name once.
 	Xattrs []Xattr
+	// NamedACLs counts the ACLs in text form that were left out because they name users or groups without their ids, as GNU
+	// tar writes them. Names mean nothing outside of the system that the archive was made on.
+	NamedACLs int
 	// Offset is the position in the stream of the first block that belongs to the entry, PAX and GNU headers included.
 	Offset int64
 }
