@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -145,7 +148,37 @@ func (f *fidelity) fsck(t *testing.T) {
 	if err != nil {
 		t.Fatalf("fsck.erofs --extract: %v\n%s", err, out)
 	}
-	same(t, f.want, scan(t, dir))
+	addLastHoles(t, f.want, dir)
+	same(t, withoutLostXattrs(f.want), scan(t, dir))
+}
+
+// withoutLostXattrs leaves out what fsck.erofs cannot extract: it sets no attribute with an empty value, and it sets the owner after the
+// attributes, by which a file loses its capabilities.
+func withoutLostXattrs(records []treediff.Record) []treediff.Record {
+	records = slices.Clone(records)
+	for i := range records {
+		records[i].Xattrs = maps.Clone(records[i].Xattrs)
+		maps.DeleteFunc(records[i].Xattrs, func(name, value string) bool { return value == "" || name == "security.capability" })
+	}
+	return records
+}
+
+// addLastHoles gives the files that fsck.erofs extracted their length: it leaves a hole at the end out.
+func addLastHoles(t *testing.T, want []treediff.Record, dir string) {
+	t.Helper()
+	for _, r := range want {
+		if r.Type != treediff.File || r.Size == 0 {
+			continue
+		}
+		at := filepath.Join(dir, r.Path)
+		st, err := os.Stat(at)
+		if err != nil || st.Size() >= r.Size {
+			continue // same reports what is wrong
+		}
+		if err := errors.Join(os.Truncate(at, r.Size), os.Chtimes(at, time.Time{}, st.ModTime())); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // flatten makes a meta image that has the data blob at its address in the same file. fsck.erofs 1.9.4 needs that to read contents:

@@ -21,7 +21,6 @@ var mayImport = map[string][]string{
 	"converter":              {"converter/..."},
 	"converter/erofs":        nil,
 	"converter/inflate":      nil,
-	"converter/inflate":      nil,
 	"converter/tarstream":    nil,
 	"converter/tartest":      nil, // archives for tests
 	"fsbackend":              {"fsbackend/probe"},

@@ -13,57 +13,66 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/opencontainers/go-digest"
 )
 
 // sizes shows what each layer of the image takes in the registry, as a tar and as EROFS.
 func (d *demo) sizes(ctx context.Context) error {
-	img, err := d.lab.Client().GetImage(d.lab.Context(ctx), d.ref)
+	ctx = d.lab.Context(ctx)
+	img, err := d.lab.Client().GetImage(ctx, d.ref)
+	if err != nil {
+		return err
+	}
+	manifest, err := images.Manifest(ctx, d.lab.Client().ContentStore(), img.Target(), nil)
+	if err != nil {
+		return err
+	}
+	instances, err := d.instances()
 	if err != nil {
 		return err
 	}
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "layer\tcompressed\ttar\tEROFS on disk\tmetadata\tdata\t")
-	dirs, err := filepath.Glob(d.lab.SnapshotterRoot() + "/layers/*")
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		l, err := readLayer(dir)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(w, "%.19s\t%s\t%s\t%s\t%s\t%s\t\n", l.Layer, size(l.compressed(lab.Layout(image))), size(l.DiffBytes),
-			size(allocated(dir)), size(fileSize(dir+"/meta.erofs")), size(fileSize(dir+"/data")))
+	for _, layer := range manifest.Layers {
+		i := instances[layer.Digest]
+		fmt.Fprintf(w, "%.19s\t%s\t%s\t%s\t%s\t%s\t\n", layer.Digest, size(layer.Size), size(i.DiffBytes),
+			size(allocated(i.dir)), size(fileSize(i.dir+"/meta.erofs")), size(fileSize(i.dir+"/data")))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	show(fmt.Sprintf("image %s\n%s", img.Target().Digest, text.String()))
+	show(text.String())
 	return nil
 }
 
-// layer is what the demo reads of layer.json.
-type layer struct {
-	Layer     string
+// instance is what the demo reads of a layer.json.
+type instance struct {
+	Layer     digest.Digest
 	DiffBytes int64
+	dir       string
 }
 
-func readLayer(dir string) (layer, error) {
-	b, err := os.ReadFile(dir + "/layer.json")
+// instances returns what is in the daemon's layer store.
+func (d *demo) instances() (map[digest.Digest]instance, error) {
+	dirs, err := filepath.Glob(d.lab.SnapshotterRoot() + "/layers/*")
 	if err != nil {
-		return layer{}, err
+		return nil, err
 	}
-	var l layer
-	if err := json.Unmarshal(b, &l); err != nil {
-		return layer{}, fmt.Errorf("%s/layer.json: %w", dir, err)
+	all := map[digest.Digest]instance{}
+	for _, dir := range dirs {
+		b, err := os.ReadFile(dir + "/layer.json")
+		if err != nil {
+			return nil, err
+		}
+		i := instance{dir: dir}
+		if err := json.Unmarshal(b, &i); err != nil {
+			return nil, fmt.Errorf("%s/layer.json: %w", dir, err)
+		}
+		all[i.Layer] = i
 	}
-	return l, nil
-}
-
-func (l layer) compressed(layout string) int64 {
-	return fileSize(filepath.Join(layout, "blobs", strings.Replace(l.Layer, ":", "/", 1)))
+	return all, nil
 }
 
 func fileSize(path string) int64 {

@@ -14,12 +14,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A lab's directory is called PREFIX PID - RANDOM after the process that owns it. Its path is at most dirLimit bytes long: a shim's
-// socket is DIR/s/ and 64 digits, and the address of a unix socket has 107 bytes.
+// A lab's directory has a lock file that its owner keeps locked, so that others see whether the owner is alive. Its path is at most
+// dirLimit bytes long: a shim's socket is DIR/s/ and 64 digits, and the address of a unix socket has 107 bytes.
 const (
 	dirPrefix = "eslab-"
 	dirLimit  = 39
+	lockName  = "owner"
 )
+
+// makeDir makes the directory of a lab.
+func makeDir(parent string) (dir string, lock *os.File, err error) {
+	dir, err = os.MkdirTemp(parent, dirPrefix)
+	if err != nil {
+		return "", nil, err
+	}
+	if len(dir) > dirLimit {
+		err := fmt.Errorf("directory %s is longer than %d characters: sockets below it would not fit, set Options.Dir or TMPDIR", dir, dirLimit)
+		return "", nil, errors.Join(err, os.Remove(dir))
+	}
+	if lock, err = lockOwner(dir); err != nil {
+		return "", nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, lock, nil
+}
+
+// lockOwner gives the lock file its name when it is locked: a lock file that is not locked means an abandoned lab.
+func lockOwner(dir string) (*os.File, error) {
+	path := filepath.Join(dir, lockName)
+	lock, err := os.Create(path + ".new")
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Close())
+	}
+	return lock, os.Rename(lock.Name(), path)
+}
 
 // Mounts returns the mountpoints below a directory of the lab ("" for all of them), innermost last.
 func (l *Lab) Mounts(dir string) ([]string, error) { return mountsBelow(filepath.Join(l.Dir, dir)) }
@@ -107,18 +137,28 @@ func removeBridge(dir string) error {
 
 // clearAbandoned removes labs whose owner was killed, with the processes they left running.
 func clearAbandoned(parent string) {
-	dirs, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*-*"))
-	for _, dir := range dirs {
-		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
-		pid, err := strconv.Atoi(owner)
-		if err != nil || unix.Kill(pid, 0) == nil {
-			continue
-		}
-		endProcesses(dir, "containerd", "containerd-shim-runc-v2", "registry", "erofs-snapshotter", "erofs-snapshotter-test")
-		if err := removeTraces(dir); err != nil {
-			fmt.Fprintf(os.Stderr, "clear abandoned lab %s: %v\n", dir, err)
+	locks, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*", lockName))
+	for _, path := range locks {
+		if err := clearIfAbandoned(path); err != nil {
+			fmt.Fprintf(os.Stderr, "clear abandoned lab %s: %v\n", filepath.Dir(path), err)
 		}
 	}
+}
+
+func clearIfAbandoned(lockPath string) error {
+	lock, err := os.Open(lockPath)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // its owner has just closed it
+	} else if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil // in use
+	}
+	dir := filepath.Dir(lockPath)
+	endProcesses(dir, "containerd", "containerd-shim-runc-v2", "registry", "erofs-snapshotter", testDaemon)
+	return removeTraces(dir)
 }
 
 // endShims ends the shims that outlived their containers' deletion, and what runs below them.

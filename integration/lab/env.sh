@@ -29,12 +29,10 @@ seconds_since() { echo "$(($(date +%s) - $1)) s"; }
 
 codename() { (. /etc/os-release && echo "$VERSION_CODENAME"); }
 
-# debian_mirror: the address of the mirror that this machine's apt uses for its own release.
+# debian_mirror: the address of the mirror that this machine's apt uses for its own release. apt knows it when its lists are there.
 debian_mirror() {
-	local site
-	site=$(apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' | awk -v r="$(codename)" '$2 == r { print $1; exit }')
-	[ -n "$site" ] || die "apt knows no mirror for $(codename): see apt-get indextargets, and run apt-get update"
-	echo "$site"
+	apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' |
+		awk -v r="$(codename)" '$2 == r && !site { site = $1; print site } END { exit !site }'
 }
 
 # private_apt SUITE TYPE SUBCOMMAND...: apt-get that sees nothing but SUITE (TYPE is deb or deb-src), with lists of its own. It can
@@ -47,7 +45,9 @@ private_apt() {
 		-o "Dir::Cache::archives=$d/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root
 		-o Acquire::Languages=none)
 	if [ "${1:-}" = update ]; then
-		echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(debian_mirror) $suite main" >"$d/sources.list"
+		local mirror
+		mirror=$(debian_mirror) || { echo "apt knows no mirror for $(codename)"; return 1; }
+		echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$d/sources.list"
 	fi
 	apt-get "${options[@]}" "$@"
 }

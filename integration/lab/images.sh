@@ -31,7 +31,7 @@ image() {
 	done
 }
 
-make() {
+make_image() {
 	case $1 in
 	pause) image pause '["/pause"]' pause ;;
 	busybox) image busybox '["/bin/sh"]' busybox ;;
@@ -44,12 +44,25 @@ make() {
 	esac
 }
 
-if [ "${1:-}" = --one ]; then
-	locked "image-$2" make "$2"
-	exit
-fi
-[ $# -gt 0 ] || set -- scipy node-modules java node nginx busybox pause
-[ "$(id -u)" = 0 ] || die "needs root for chroot and overlayfs mounts"
-(cd "$HERE" && GOFLAGS= CGO_ENABLED=0 go build -o "$CACHE/bin/ociimage" ./ociimage) || die "build ociimage"
-# Three at a time: while one waits for the network, another unpacks.
-printf '%s\n' "$@" | xargs -n 1 -P 3 "$0" --one || die "not all images could be made"
+# A cache of another generation holds other contents under the same names.
+forget_others() {
+	[ "$(cat "$CACHE/stamps/images" 2>/dev/null)" != "$generation" ] || return 0
+	rm -rf "${CACHE:?}"/{layers,images}
+	mkdir -p "$CACHE"/{layers,images}
+	echo "$generation" >"$CACHE/stamps/images"
+}
+
+main() {
+	if [ "${1:-}" = --one ]; then
+		locked "image-$2" make_image "$2"
+		return
+	fi
+	[ $# -gt 0 ] || set -- scipy node-modules java node nginx busybox pause
+	[ "$(id -u)" = 0 ] || die "needs root for chroot and overlayfs mounts"
+	locked images forget_others
+	(cd "$HERE" && GOFLAGS= go build -o "$CACHE/bin/ociimage" ./ociimage) || die "build ociimage"
+	# Three at a time: while one waits for the network, another unpacks.
+	printf '%s\n' "$@" | xargs -n 1 -P 3 "$0" --one || die "not all images could be made"
+}
+
+main "$@"

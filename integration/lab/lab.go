@@ -38,7 +38,7 @@ const (
 type Options struct {
 	// Images are layouts in the cache, such as "nginx-gzip", that are pushed to the registry at the start.
 	Images []string
-	// Dir is where the private directory is made. Default: the directory for temporary files. Socket paths must fit: at most 28
+	// Dir is where the private directory is made. Default: the directory for temporary files. Socket paths must fit: at most 22
 	// characters.
 	Dir string
 	// Daemon is the program to run as our daemon. Default: built from the checkout.
@@ -68,6 +68,7 @@ type Lab struct {
 	Host string
 
 	opts        Options
+	lock        *os.File // locked for as long as the lab lives
 	daemonPath  string
 	registry    *process
 	containerd  *process
@@ -83,20 +84,20 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 	if opts.CRI {
 		opts.Images = append([]string{pauseImage}, opts.Images...)
 	}
-	clearAbandoned(parent(opts))
-	dir, err := os.MkdirTemp(parent(opts), fmt.Sprintf("%s%d-", dirPrefix, os.Getpid()))
+	if opts.Dir == "" {
+		opts.Dir = os.TempDir()
+	}
+	clearAbandoned(opts.Dir)
+	dir, lock, err := makeDir(opts.Dir)
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{Dir: dir, Namespace: filepath.Base(dir), opts: opts}
+	l := &Lab{Dir: dir, Namespace: filepath.Base(dir), opts: opts, lock: lock}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("%w%s", err, l.logTails()), l.Close())
 		}
 	}()
-	if len(dir) > dirLimit {
-		return nil, fmt.Errorf("directory %s is longer than %d characters: sockets below it would not fit, set Options.Dir or TMPDIR", dir, dirLimit)
-	}
 	for _, d := range []string{"log", "tmp", "etc", "registry", "containerd"} {
 		if err := os.Mkdir(l.path(d), 0o700); err != nil {
 			return nil, err
@@ -153,6 +154,10 @@ func (l *Lab) Close() error {
 	errs = append(errs, l.StopContainerd())
 	endShims(l.Dir)
 	errs = append(errs, l.StopSnapshotter(), l.stopRegistry(), removeTraces(l.Dir))
+	if l.lock != nil {
+		errs = append(errs, l.lock.Close())
+		l.lock = nil
+	}
 	return errors.Join(errs...)
 }
 
@@ -181,10 +186,3 @@ func (l *Lab) Log(name string) (string, error) {
 
 func (l *Lab) path(rel string) string     { return filepath.Join(l.Dir, rel) }
 func (l *Lab) logPath(name string) string { return l.path("log/" + name + ".log") }
-
-func parent(opts Options) string {
-	if opts.Dir != "" {
-		return opts.Dir
-	}
-	return os.TempDir()
-}

@@ -2,9 +2,12 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -58,10 +61,8 @@ func TestCloseEndsContainers(t *testing.T) {
 	if _, err := os.Stat(l.Dir); !os.IsNotExist(err) {
 		t.Errorf("directory %s is still there (%v)", l.Dir, err)
 	}
-	for pid, args := range processes() {
-		if strings.Contains(strings.Join(args, " "), l.Dir+"/") {
-			t.Errorf("process %d is still there: %q", pid, args)
-		}
+	if n := processesOf(l.Dir); n != 0 {
+		t.Errorf("%d processes are still there", n)
 	}
 	if _, err := os.Stat(filepath.Join("/run/containerd/runc", l.Namespace)); !os.IsNotExist(err) {
 		t.Errorf("runc's state is still there (%v)", err)
@@ -120,4 +121,66 @@ func TestSnapshotter(t *testing.T) {
 	if err != nil || len(points) == 0 {
 		t.Errorf("mounts of the daemon: %q, error %v, want some", points, err)
 	}
+}
+
+// TestClearAbandoned kills the owner of a lab with a running container and lets the next one clear up.
+func TestClearAbandoned(t *testing.T) {
+	testenv.Need(t, testenv.Root, Tools, Image("busybox-gzip"))
+	if parent := os.Getenv("LAB_TEST_ABANDON"); parent != "" {
+		abandon(t, parent)
+	}
+	parent, err := os.MkdirTemp("", "ab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(parent)
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestClearAbandoned$")
+	cmd.Env = append(os.Environ(), "LAB_TEST_ABANDON="+parent)
+	out, err := cmd.CombinedOutput()
+	if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Fatalf("owner ended with %v, want a kill\n%s", err, out)
+	}
+	dirs, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
+	if len(dirs) != 1 || processesOf(dirs[0]) == 0 {
+		t.Fatalf("directories %q with %d processes, want one with some", dirs, processesOf(parent))
+	}
+	clearAbandoned(parent)
+	if n := processesOf(parent); n != 0 {
+		t.Errorf("%d processes are left", n)
+	}
+	if points, err := mountsBelow(parent); err != nil || len(points) > 0 {
+		t.Errorf("still mounted: %q, error %v", points, err)
+	}
+	if _, err := os.Stat(dirs[0]); !os.IsNotExist(err) {
+		t.Errorf("%s is still there (%v)", dirs[0], err)
+	}
+}
+
+// abandon starts a lab with a container and kills its own process.
+func abandon(t *testing.T, parent string) {
+	l, err := Start(t.Context(), Options{NoDaemon: true, Images: []string{"busybox-gzip"}, Dir: parent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := l.Ref("busybox-gzip")
+	if _, err := l.Ctr(t.Context(), "image", "pull", "--plain-http", "--snapshotter", "overlayfs", ref); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Ctr(t.Context(), "run", "--detach", "--snapshotter", "overlayfs", ref, "sleeper", "/bin/sleep", "1000"); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {}
+}
+
+// processesOf counts the processes whose command line names a directory.
+func processesOf(dir string) (n int) {
+	for _, args := range processes() {
+		if strings.Contains(strings.Join(args, " "), dir+"/") {
+			n++
+		}
+	}
+	return n
 }

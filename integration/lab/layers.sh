@@ -4,6 +4,8 @@
 # Beside NAME.tar stays NAME.tree: a root directory (base), or the overlayfs upper directory of the layer, which the layers above
 # are built on.
 L=$CACHE/layers
+# Raise it with every change after which a layer has other contents.
+generation=1
 install='apt-get update -qq && apt-get install -y -qq --no-install-recommends'
 
 # finish NAME: pack NAME.tree.
@@ -81,11 +83,13 @@ layer_busybox() {
 
 layer_base() {
 	fresh base || return 0
+	local mirror
+	mirror=$(debian_mirror) || die "apt knows no mirror for $(codename): run apt-get update"
 	mmdebstrap --mode=root --variant=minbase --include=ca-certificates \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
 		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		--dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt=force-unsafe-io --aptopt='Acquire::Languages "none"' \
-		"$(codename)" "$L/base.tree" "$(debian_mirror)" >"$CACHE/logs/layer-base.log" 2>&1 </dev/null ||
+		"$(codename)" "$L/base.tree" "$mirror" >"$CACHE/logs/layer-base.log" 2>&1 </dev/null ||
 		die "build layer base" "$CACHE/logs/layer-base.log"
 	rm -f "$L/base.tree/etc/resolv.conf"
 	finish base

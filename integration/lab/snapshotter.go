@@ -64,13 +64,16 @@ func (l *Lab) daemonProgram() (string, error) {
 	return buildDaemon()
 }
 
+// testDaemon is the name of the daemon that was built for tests.
+const testDaemon = "erofs-snapshotter-test"
+
 // buildDaemon builds the daemon once per process, so that tests never run one that is older than the sources.
 var buildDaemon = sync.OnceValues(func() (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(Cache(), "bin", "erofs-snapshotter-test")
+	path := Program(testDaemon)
 	// Renamed into place: another process may be running the one that is there.
 	part := fmt.Sprintf("%s.%d", path, os.Getpid())
 	defer os.Remove(part)

@@ -40,7 +40,8 @@ go_tool() {
 	installed "$name" "$version" $programs && return
 	start=$(date +%s)
 	packages=("${@/%/@$version}")
-	GOBIN=$CACHE/bin GOFLAGS= CGO_ENABLED=1 go install -trimpath -tags "$tags" -ldflags '-s -w' "${packages[@]}" 2>"$CACHE/logs/$name.log" ||
+	# The flags of an ordinary build: the standard library is then compiled once for these and for the project's tests.
+	GOBIN=$CACHE/bin GOFLAGS= CGO_ENABLED=1 go install -tags "$tags" -ldflags '-s -w' "${packages[@]}" 2>"$CACHE/logs/$name.log" ||
 		die "go install ${packages[*]}" "$CACHE/logs/$name.log"
 	echo "$version" >"$CACHE/stamps/$name"
 	note "$name $version installed in $(seconds_since "$start")"
@@ -56,10 +57,12 @@ step_packages() {
 		[ "$p" = nodejs ] && command -v node >/dev/null && continue
 		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
 	done
-	[ ${#missing[@]} -gt 0 ] || return 0
-	[ "$(id -u)" = 0 ] || die "packages are missing and this is not root: apt-get install ${missing[*]}"
+	# Container images of Debian come without apt's lists, which the other steps need too.
+	[ ${#missing[@]} -gt 0 ] || ! debian_mirror >/dev/null || return 0
+	[ "$(id -u)" = 0 ] || die "this is not root; as root: apt-get update && apt-get install ${missing[*]}"
 	start=$(date +%s)
 	apt-get update -qq >"$CACHE/logs/packages.log" 2>&1 || die "apt-get update" "$CACHE/logs/packages.log"
+	[ ${#missing[@]} -gt 0 ] || return 0
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >>"$CACHE/logs/packages.log" 2>&1 ||
 		die "apt-get install ${missing[*]}" "$CACHE/logs/packages.log"
 	note "packages installed in $(seconds_since "$start"): ${missing[*]}"
@@ -108,8 +111,14 @@ debian_revision() {
 		sed -n "s/.*erofs-utils_\($erofs_utils-[^ ]*\)\.dsc .*/\1/p" | head -n 1
 }
 
-[ $# -gt 0 ] || set -- packages erofs-utils containerd runc registry crane cni staticcheck
-for step; do
-	declare -F "step_$step" >/dev/null || die "no step $step; the head of $0 lists them"
-	locked "tool-$step" "step_$step"
-done
+# A function is read to its end before it runs: an edit of this file meanwhile does no harm.
+main() {
+	local step
+	[ $# -gt 0 ] || set -- packages erofs-utils containerd runc registry crane cni staticcheck
+	for step; do
+		declare -F "step_$step" >/dev/null || die "no step $step; the head of $0 lists them"
+		locked "tool-$step" "step_$step"
+	done
+}
+
+main "$@"

@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: ociimage layer|layout ...")
+		return errors.New("usage: ociimage layer DIR OUT.tar, or ociimage layout -o OUT LAYER.tar (one or more)")
 	}
 	switch args[0] {
 	case "layer":
@@ -47,7 +47,7 @@ func layout(args []string) error {
 		return err
 	}
 	if *out == "" || flags.NArg() == 0 {
-		return errors.New("usage: ociimage layout -o OUT LAYER.tar...")
+		return errors.New("usage: ociimage layout -o OUT LAYER.tar (one or more)")
 	}
 	return writeLayout(*out, *compression, *entrypoint, flags.Args())
 }

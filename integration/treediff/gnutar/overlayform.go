@@ -25,6 +25,7 @@ const opaqueAttribute = "trusted.overlay.opaque"
 //	a directory in the place of a non-directory      opaque
 //	0:0 character devices, {trusted,user}.overlay.*  gone
 //	directories without an entry of their own        mode 0755, owner 0:0, time 0
+//	directories that only dropped entries lie in     gone
 //
 // The times of directories that are changed stay as they were.
 func OverlayForm(tarFile, dir string) error {
@@ -135,6 +136,9 @@ func (c *conversion) entry(dir *os.File, name, rel string, hidden, below bool) e
 	}
 	sub := os.NewFile(uintptr(fd), rel)
 	defer sub.Close()
+	if !c.history.directory[rel] {
+		return os.RemoveAll(entryPath(dir, name))
+	}
 	return c.directory(sub, rel, hidden, below)
 }
 

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
+)
+
+const (
+	pullTimeout   = 10 * time.Minute
+	answerTimeout = 2 * time.Minute
+)
+
+// peer is a snapshotter that is compared.
+type peer struct {
+	name        string
+	snapshotter string // containerd's name for it
+}
+
+func peerName(p peer) string { return p.name }
+
+// Names in tables and ratios.
+const (
+	overlayfs = "overlayfs"
+	ctrdErofs = "ctrd-erofs"
+	eager     = "eager"
+)
+
+var peers = []peer{
+	{overlayfs, "overlayfs"},
+	{ctrdErofs, "erofs"}, // with its differ, mkfs.erofs --tar
+	{eager, lab.Snapshotter},
+}
+
+// pullRow is one measurement.
+type pullRow struct {
+	begin       time.Time
+	round       int
+	image, peer string
+
+	// sync is the time of a syncfs after the pull. It is not part of sum.
+	pull, sync, run time.Duration
+	// snapshots is allocated disk space of the roots without containerd's content store; content is the latter.
+	snapshots, content int64
+	// registry is what the registry sent, from the beginning of the pull to the answer.
+	registry int64
+	load     float64 // of the machine at the beginning
+	answer   string
+}
+
+func (r pullRow) sum() time.Duration { return r.pull + r.run }
+
+var pullHeader = []string{"time", "round", "network", "image", "peer", "pull_s", "sync_s", "run_s", "sum_s",
+	"snapshots_bytes", "content_bytes", "registry_bytes", "load1", "answer"}
+
+func (r pullRow) fields() []string {
+	return []string{r.begin.Format(time.RFC3339), strconv.Itoa(r.round), network, r.image, r.peer,
+		seconds(r.pull), seconds(r.sync), seconds(r.run), seconds(r.sum()),
+		strconv.FormatInt(r.snapshots, 10), strconv.FormatInt(r.content, 10), strconv.FormatInt(r.registry, 10),
+		strconv.FormatFloat(r.load, 'f', 2, 64), r.answer}
+}
+
+func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 4, 64) }
+
+// measurePulls returns the rows that could be measured, and the errors of the others.
+func measurePulls(ctx context.Context, w *workshop, s settings, csvPath string) (rows []pullRow, err error) {
+	raw, err := newTable(csvPath, pullHeader)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, raw.close()) }()
+	reg, err := startRegistry(ctx, w, s.images)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, reg.close()) }()
+
+	var errs []error
+	for round := range s.rounds {
+		for _, img := range s.images {
+			for _, p := range rotated(s.peers, round) {
+				if ctx.Err() != nil {
+					return rows, errors.Join(append(errs, ctx.Err())...)
+				}
+				row := pullRow{begin: time.Now(), round: round + 1, image: img.name, peer: p.name, load: loadAverage()}
+				if err := row.measure(ctx, w, reg, img, p); err != nil {
+					errs = append(errs, fmt.Errorf("round %d, %s with %s: %w", round+1, img.name, p.name, err))
+					progress("%v", errs[len(errs)-1])
+					continue
+				}
+				rows = append(rows, row)
+				errs = append(errs, raw.write(row.fields()))
+				progress("round %d %-6s %-10s pull %.2f sync %.2f run %.2f: %.40s", row.round, row.image, row.peer,
+					row.pull.Seconds(), row.sync.Seconds(), row.run.Seconds(), row.answer)
+			}
+		}
+	}
+	return rows, errors.Join(errs...)
+}
+
+// measure starts a containerd that has never seen anything, pulls and runs.
+func (r *pullRow) measure(ctx context.Context, w *workshop, reg *registry, img image, p peer) error {
+	return w.withFreshDisk(ctx, func(dir string) (err error) {
+		l, err := lab.Start(ctx, lab.Options{Dir: dir, NoDaemon: p.name != eager, BuiltinErofs: true})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, l.Close()) }()
+		if err := coldCache(); err != nil {
+			return err
+		}
+		reg.mark()
+		if err := r.measurePull(ctx, l, p, reg.ref(img)); err != nil {
+			return err
+		}
+		if r.sync, err = syncDisk(dir); err != nil {
+			return err
+		}
+		if err := r.measureDisk(l); err != nil {
+			return err
+		}
+		if err := coldCache(); err != nil {
+			return err
+		}
+		c := container{lab: l, peer: p, ref: reg.ref(img)}
+		if r.run, r.answer, err = c.run(ctx, img); err != nil {
+			return err
+		}
+		r.registry, err = reg.sent(img)
+		return err
+	})
+}
+
+func (r *pullRow) measurePull(ctx context.Context, l *lab.Lab, p peer, ref string) error {
+	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
+	defer cancel()
+	begin := time.Now()
+	_, err := l.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", p.snapshotter, ref)
+	r.pull = time.Since(begin)
+	return err
+}
+
+func (r *pullRow) measureDisk(l *lab.Lab) (err error) {
+	store := filepath.Join(l.ContainerdRoot(), "io.containerd.content.v1.content")
+	if _, err := os.Stat(store); err != nil {
+		return err
+	}
+	if r.content, err = allocated("", store); err != nil {
+		return err
+	}
+	r.snapshots, err = allocated(store, l.ContainerdRoot(), l.SnapshotterRoot())
+	return err
+}

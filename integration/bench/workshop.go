@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
+)
+
+const (
+	// diskBytes holds the largest image (1.4 GB with its blobs under overlayfs) and leaves ext4 half empty.
+	diskBytes = 4 << 30
+	// memoryBytes bounds the tmpfs with the registry's blobs, which are 0.4 GB.
+	memoryBytes = 2 << 30
+	// unmountTimeout is how long the last user of a file system may take to go away.
+	unmountTimeout = 10 * time.Second
+	// commandTimeout turns a hanging mkfs or mount into an error.
+	commandTimeout = 2 * time.Minute
+)
+
+// workshop is the directory in which everything happens, for one benchmark at a time:
+//
+//	disk      what the ext4 file systems are made in, written once so that no measurement pays for its allocation
+//	fs/       where the ext4 of the measurement is mounted
+//	mem/      a tmpfs, for the registry
+type workshop struct {
+	dir  string
+	lock *os.File // the open directory, locked
+}
+
+// openWorkshop clears what a killed benchmark left in dir, and makes everything but the file systems of the measurements.
+func openWorkshop(ctx context.Context, dir string, diskBytes int64) (_ *workshop, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("needs root, for mounts and containers")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	w := &workshop{dir: dir}
+	if w.lock, err = os.Open(dir); err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(w.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w (does another benchmark run?)", dir, err), w.lock.Close())
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.close())
+		}
+	}()
+	if err := w.clearKilled(ctx); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{w.fs(), w.memory()} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if err := unix.Mount("erofs-bench", w.memory(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,mode=0700", memoryBytes)); err != nil {
+		return nil, fmt.Errorf("mount tmpfs on %s: %w", w.memory(), err)
+	}
+	return w, w.fillDisk(ctx, diskBytes)
+}
+
+func (w *workshop) disk() string   { return filepath.Join(w.dir, "disk") }
+func (w *workshop) fs() string     { return filepath.Join(w.dir, "fs") }
+func (w *workshop) memory() string { return filepath.Join(w.dir, "mem") }
+
+// clearKilled removes what a killed benchmark left. A lab that starts clears abandoned ones beside it, with their processes.
+func (w *workshop) clearKilled(ctx context.Context) error {
+	for _, d := range []string{w.fs(), w.memory()} {
+		if left, err := filepath.Glob(filepath.Join(d, "*")); err != nil || len(left) == 0 {
+			continue
+		}
+		l, err := lab.Start(ctx, lab.Options{Dir: d, NoDaemon: true})
+		if err == nil {
+			err = l.Close()
+		}
+		if err != nil {
+			return fmt.Errorf("clear what a killed benchmark left in %s: %w", d, err)
+		}
+	}
+	return w.empty()
+}
+
+// empty unmounts and removes everything in the directory.
+func (w *workshop) empty() error {
+	points, err := fsbackend.MountsBelow(w.dir)
+	if err != nil {
+		return err
+	}
+	for _, p := range slices.Backward(points) {
+		if err := fsbackend.Unmount(p); err != nil {
+			return err
+		}
+	}
+	for _, path := range []string{w.fs(), w.memory(), w.disk()} {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *workshop) close() error {
+	err := w.empty()
+	if err == nil {
+		err = os.Remove(w.dir)
+	}
+	return errors.Join(err, w.lock.Close())
+}
+
+// fillDisk writes the whole file: blocks that are only reserved, or discarded by mkfs, would be slower at their first use.
+func (w *workshop) fillDisk(ctx context.Context, bytes int64) error {
+	progress("write %d MiB to %s", bytes>>20, w.disk())
+	f, err := os.OpenFile(w.disk(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	zeros := make([]byte, 8<<20)
+	for written := int64(0); written < bytes; written += int64(len(zeros)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := f.Write(zeros); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+// withFreshDisk makes an empty ext4, calls use with its mountpoint, and unmounts it.
+func (w *workshop) withFreshDisk(ctx context.Context, use func(dir string) error) (err error) {
+	switch mounted, err := fsbackend.Mounted(w.fs()); {
+	case err != nil:
+		return err
+	case mounted:
+		return fmt.Errorf("the file system of an earlier measurement is still mounted on %s", w.fs())
+	}
+	// With "lazy" initialization the kernel would write inode tables while we measure.
+	mkfs := []string{"mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", w.disk()}
+	for _, argv := range [][]string{mkfs, {"mount", "-o", "loop", w.disk(), w.fs()}} {
+		if err := command(ctx, argv...); err != nil {
+			return err
+		}
+	}
+	defer func() { err = errors.Join(err, w.releaseDisk()) }()
+	return use(w.fs())
+}
+
+// releaseDisk unmounts the ext4; its loop device goes with it. The mount is never detached while in use: the next mkfs would write
+// below a live file system.
+func (w *workshop) releaseDisk() error {
+	for deadline := time.Now().Add(unmountTimeout); ; time.Sleep(20 * time.Millisecond) {
+		err := unix.Unmount(w.fs(), unix.UMOUNT_NOFOLLOW)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("unmount %s: %w", w.fs(), err)
+		}
+	}
+}
+
+func command(ctx context.Context, argv ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
+	}
+	return nil
+}
+
+// coldCache writes everything back and drops the page cache and the caches of inodes and directory entries.
+func coldCache() error {
+	unix.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
+
+// syncDisk is how long it takes to make everything on the file system of dir durable.
+func syncDisk(dir string) (time.Duration, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close()
+	begin := time.Now()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return 0, fmt.Errorf("syncfs %s: %w", dir, err)
+	}
+	return time.Since(begin), nil
+}

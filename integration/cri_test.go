@@ -1,0 +1,151 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
+)
+
+// TestCRI is what a kubelet does: it pulls an image, starts a pod with a container, reads its log, runs a command in it, asks what it
+// uses, and removes everything. The pod is on the host's network, so it needs no CNI plugins.
+func TestCRI(t *testing.T) {
+	s := newStory(t, storyTime, lab.Options{CRI: true, Images: []string{"node-zstd"}})
+	conn, err := grpc.NewClient("unix://"+s.ContainerdAddress(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	s.must(err)
+	defer conn.Close()
+	k := kubelet{s, cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)}
+
+	ref := s.Ref("node-zstd")
+	k.pulls(ref)
+	pod := &cri.PodSandboxConfig{
+		Metadata:     &cri.PodSandboxMetadata{Name: "pod", Namespace: "default", Uid: s.Namespace},
+		LogDirectory: t.TempDir(),
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent:    "/" + s.Namespace,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
+		},
+	}
+	sandbox, err := k.runtime.RunPodSandbox(s.ctx, &cri.RunPodSandboxRequest{Config: pod})
+	s.must(err)
+	container := k.runs(sandbox.PodSandboxId, pod, ref)
+	s.noteSuperblocks()
+	k.executes(container)
+	k.measures(container, ref)
+
+	_, err = k.runtime.StopContainer(s.ctx, &cri.StopContainerRequest{ContainerId: container})
+	s.must(err)
+	_, err = k.runtime.RemoveContainer(s.ctx, &cri.RemoveContainerRequest{ContainerId: container})
+	s.must(err)
+	_, err = k.runtime.StopPodSandbox(s.ctx, &cri.StopPodSandboxRequest{PodSandboxId: sandbox.PodSandboxId})
+	s.must(err)
+	_, err = k.runtime.RemovePodSandbox(s.ctx, &cri.RemovePodSandboxRequest{PodSandboxId: sandbox.PodSandboxId})
+	s.must(err)
+	k.removesAllImages()
+	s.released()
+}
+
+// kubelet is a story as seen from Kubernetes.
+type kubelet struct {
+	*story
+	runtime cri.RuntimeServiceClient
+	images  cri.ImageServiceClient
+}
+
+func (k kubelet) pulls(ref string) {
+	k.t.Helper()
+	_, err := k.images.PullImage(k.ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
+	k.must(err)
+	if n := len(k.instances()); n != 3 {
+		k.t.Errorf("%d layer instances after the pull, want 3", n)
+	}
+}
+
+// runs starts the image's own command, which prints a line and ends, in a shell that then waits.
+func (k kubelet) runs(sandbox string, pod *cri.PodSandboxConfig, ref string) string {
+	k.t.Helper()
+	const log = "app.log"
+	created, err := k.runtime.CreateContainer(k.ctx, &cri.CreateContainerRequest{
+		PodSandboxId:  sandbox,
+		SandboxConfig: pod,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: "app"},
+			Image:    &cri.ImageSpec{Image: ref},
+			Command:  []string{"/bin/sh", "-c", "node /app/index.js && exec sleep 1000"},
+			LogPath:  log,
+			Linux:    &cri.LinuxContainerConfig{},
+		},
+	})
+	k.must(err)
+	_, err = k.runtime.StartContainer(k.ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId})
+	k.must(err)
+	k.within(30*time.Second, "log line", func() error {
+		b, err := os.ReadFile(filepath.Join(pod.LogDirectory, log))
+		if err == nil && !strings.Contains(string(b), " stdout F ready node v") {
+			err = fmt.Errorf("the log holds %q", b)
+		}
+		return err
+	})
+	return created.ContainerId
+}
+
+func (k kubelet) executes(container string) {
+	k.t.Helper()
+	resp, err := k.runtime.ExecSync(k.ctx, &cri.ExecSyncRequest{
+		ContainerId: container, Cmd: []string{"/bin/sh", "-c", "echo written >/new && cat /new && node --version"}, Timeout: 30,
+	})
+	k.must(err)
+	if out := string(resp.Stdout); resp.ExitCode != 0 || !strings.HasPrefix(out, "written\nv") {
+		k.t.Errorf("exec: exit code %d, output %q, errors %q", resp.ExitCode, out, resp.Stderr)
+	}
+}
+
+// measures waits for the numbers on which a kubelet bases its decisions: what the container wrote, and what images take.
+func (k kubelet) measures(container, ref string) {
+	k.t.Helper()
+	k.within(30*time.Second, "statistics", func() error {
+		stats, err := k.runtime.ContainerStats(k.ctx, &cri.ContainerStatsRequest{ContainerId: container})
+		if err != nil {
+			return err
+		}
+		if used := stats.GetStats().GetWritableLayer().GetUsedBytes().GetValue(); used < 4096 {
+			return fmt.Errorf("the writable layer takes %d bytes", used)
+		}
+		fs, err := k.images.ImageFsInfo(k.ctx, &cri.ImageFsInfoRequest{})
+		if err != nil {
+			return err
+		}
+		for _, f := range fs.ImageFilesystems {
+			// The node image takes about 300 MB.
+			if used := f.GetUsedBytes().GetValue(); f.GetFsId().GetMountpoint() == k.SnapshotterRoot() && used > 100<<20 {
+				k.t.Logf("images take %d MiB", used>>20)
+				return nil
+			}
+		}
+		return fmt.Errorf("image filesystems: %v, want one at %s with more than 100 MiB", fs.ImageFilesystems, k.SnapshotterRoot())
+	})
+	status, err := k.images.ImageStatus(k.ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: ref}})
+	k.must(err)
+	if status.GetImage().GetSize() < 50<<20 {
+		k.t.Errorf("image status: %v", status)
+	}
+}
+
+func (k kubelet) removesAllImages() {
+	k.t.Helper()
+	list, err := k.images.ListImages(k.ctx, &cri.ListImagesRequest{})
+	k.must(err)
+	for _, image := range list.Images {
+		_, err := k.images.RemoveImage(k.ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: image.Id}})
+		k.must(err)
+	}
+	k.collect()
+}
