@@ -53,7 +53,6 @@ func lifecycle(t *testing.T, p program, variant string, opts lab.Options) {
 	}
 	s.exec("box", `echo something new >/root/new; rm /etc/debian_version; rm -r /etc/cron.daily; mkdir /etc/cron.daily; echo x >/etc/cron.daily/x`)
 	s.differs("box", want)
-	s.end("box", "--keep-snapshot")
 	s.commits("box")
 	s.removeImages(ref)
 	s.released()
@@ -130,11 +129,13 @@ func (s *story) differs(container string, want []string) {
 	}
 }
 
-// commits makes a committed snapshot of a container's snapshot, and looks at it from above.
+// commits ends a container, makes a committed snapshot of its snapshot, and looks at it from above.
 func (s *story) commits(container string) {
 	s.t.Helper()
 	snapshots := []string{"snapshots", "--snapshotter", lab.Snapshotter}
+	s.ctr("task", "rm", "--force", container)
 	s.ctr(snapshots, "commit", "committed", container)
+	s.ctr("container", "rm", "--keep-snapshot", container)
 	target := s.t.TempDir()
 	s.ctr(snapshots, "prepare", "above", "committed")
 	mounts, err := s.Client().SnapshotService(lab.Snapshotter).Mounts(s.ctx, "above")

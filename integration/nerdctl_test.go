@@ -122,17 +122,17 @@ func (s *story) copiesVolume(img containerd.Image, volume string) (err error) {
 // newContainer makes a container on a new snapshot of an image. Without arguments it runs the image's own command.
 func (s *story) newContainer(img containerd.Image, id string, args ...string) containerd.Container {
 	s.t.Helper()
-	c, err := s.tryContainer(img, id, args...)
+	c, err := s.tryContainer(s.ctx, img, id, args...)
 	s.must(err)
 	return c
 }
 
-func (s *story) tryContainer(img containerd.Image, id string, args ...string) (containerd.Container, error) {
+func (s *story) tryContainer(ctx context.Context, img containerd.Image, id string, args ...string) (containerd.Container, error) {
 	spec := []oci.SpecOpts{oci.WithImageConfig(img), oci.WithNewPrivileges}
 	if len(args) > 0 {
 		spec = append(spec, oci.WithProcessArgs(args...))
 	}
-	return s.Client().NewContainer(s.ctx, id, containerd.WithImage(img), containerd.WithSnapshotter(lab.Snapshotter),
+	return s.Client().NewContainer(ctx, id, containerd.WithImage(img), containerd.WithSnapshotter(lab.Snapshotter),
 		containerd.WithNewSnapshot(id, img), containerd.WithNewSpec(spec...))
 }
 

@@ -38,11 +38,13 @@ type story struct {
 	execs       int
 }
 
-// newStory starts a lab. The daemon's configuration may not have a table "collection".
+// newStory starts a lab. Unless the daemon's configuration has a table "collection", the grace is ours.
 func newStory(t *testing.T, limit time.Duration, opts lab.Options) *story {
 	t.Helper()
 	testenv.Need(t, testenv.Root, testenv.EROFS)
-	opts.DaemonConfig += fmt.Sprintf("\n[collection]\ngrace = %q\n", grace)
+	if !strings.Contains(opts.DaemonConfig, "[collection]") {
+		opts.DaemonConfig += fmt.Sprintf("\n[collection]\ngrace = %q\n", grace)
+	}
 	l := lab.New(t, opts)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
@@ -116,11 +118,11 @@ func (s *story) tryExec(id, script string, user ...string) (string, error) {
 	return s.Ctr(s.ctx, append(args, id, "/bin/sh", "-ec", script)...)
 }
 
-// end ends a container and removes it. Its snapshot goes too, unless keep says otherwise.
-func (s *story) end(id string, keep ...string) {
+// end ends a container and removes it with its snapshot.
+func (s *story) end(id string) {
 	s.t.Helper()
 	s.ctr("task", "rm", "--force", id)
-	s.ctr("container", "rm", keep, id)
+	s.ctr("container", "rm", id)
 }
 
 // removeImages removes images, and lets containerd collect what only they needed.
@@ -129,22 +131,24 @@ func (s *story) removeImages(refs ...string) {
 	s.ctr("image", "rm", "--sync", refs)
 }
 
-// collect lets containerd collect its garbage.
+// collect lets containerd collect its garbage. It compares its snapshots with ours only after one was removed, so one is.
 func (s *story) collect() {
 	s.t.Helper()
-	manager := s.Client().LeasesService()
-	lease, err := manager.Create(s.ctx, leases.WithRandomID())
-	s.must(err)
-	s.must(manager.Delete(s.ctx, lease, leases.SynchronousDelete))
+	ctx, release := s.leased()
+	sn := s.Client().SnapshotService(lab.Snapshotter)
+	_, err := sn.Prepare(ctx, "removed", "")
+	s.must(errors.Join(err, sn.Remove(ctx, "removed")))
+	release()
 }
 
-// leased is a context whose snapshots and blobs containerd does not collect until release is called.
+// leased is a context whose snapshots and blobs containerd does not collect until release is called; then it does at once.
 func (s *story) leased() (ctx context.Context, release func()) {
 	s.t.Helper()
-	ctx, done, err := s.Client().WithLease(s.ctx)
+	manager := s.Client().LeasesService()
+	lease, err := manager.Create(s.ctx, leases.WithRandomID(), leases.WithExpiration(time.Hour))
 	s.must(err)
-	return ctx, func() {
-		if err := done(context.WithoutCancel(ctx)); err != nil {
+	return leases.WithLease(s.ctx, lease.ID), func() {
+		if err := manager.Delete(s.ctx, lease, leases.SynchronousDelete); err != nil {
 			s.t.Error(err)
 		}
 	}

@@ -37,10 +37,11 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 type garbage struct {
 	dirs      []string              // names in snapshots/
 	instances []layerstore.Instance // without a reference or pin, for at least the grace
+	numbers   []layerstore.ID       // instances that have a mount number and nothing else: a collection was cut short
 	next      time.Duration         // until when another collection will find more; at most collectEvery
 }
 
-func (g garbage) empty() bool { return len(g.dirs) == 0 && len(g.instances) == 0 }
+func (g garbage) empty() bool { return len(g.dirs)+len(g.instances)+len(g.numbers) == 0 }
 
 // collect deletes garbage and returns when to look again. One thing that cannot be deleted does not keep the others: errors
 // are collected, and the next collection tries again.
@@ -92,9 +93,20 @@ func (s *Snapshotter) findGarbage(ctx context.Context, r *records, now time.Time
 		}
 	}
 	s.idle = idle
+	for _, id := range r.mountNumbers() {
+		if s.vanished(r, id) {
+			g.numbers = append(g.numbers, id)
+		}
+	}
 	var err error
 	g.dirs, err = s.staleSnapshotDirs(ctx)
 	return g, err
+}
+
+// vanished reports whether an instance has no files any more and no snapshot misses it.
+func (s *Snapshotter) vanished(r *records, id layerstore.ID) bool {
+	_, err := s.layers.Get(id)
+	return err != nil && !r.referenced(id)
 }
 
 // staleSnapshotDirs lists the directories in snapshots/ that belong to no active snapshot or view. The names are read first:
@@ -211,6 +223,13 @@ func (s *Snapshotter) disown(ctx context.Context, g *garbage) error {
 			gone = append(gone, inst)
 		}
 		g.instances = gone
+		for _, id := range g.numbers {
+			if s.vanished(r, id) {
+				if err := r.forget(id); err != nil {
+					return err
+				}
+			}
+		}
 		kinds, err := snapshotKinds(ctx)
 		if err != nil {
 			return err

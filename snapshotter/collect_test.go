@@ -17,6 +17,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/file"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
@@ -264,6 +265,27 @@ func TestRefusedCommitChangesNothing(t *testing.T) {
 	if err := s.Commit(t.Context(), "x", "view"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("commit of a view: %v", err)
 	}
+	must(t, s.Cleanup(t.Context()))
+	must(t, checkConsistent(t.Context(), s))
+}
+
+// TestCommitThatFailsAtItsEnd: the upper directory was renamed already.
+func TestCommitThatFailsAtItsEnd(t *testing.T) {
+	s := start(t, immediate(newRoot(t)))
+	_, err := s.Prepare(t.Context(), "active", "")
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(activeUpper(t, s, "active"), "file"), []byte("content"), 0o600))
+	caller, giveUp := context.WithCancel(t.Context())
+	step.Hook = func(name string) {
+		if name == "commit/adopted" {
+			giveUp()
+		}
+	}
+	defer func() { step.Hook = nil }()
+	if err := s.Commit(caller, "committed", "active"); !errors.Is(err, context.Canceled) {
+		t.Errorf("commit: %v", err)
+	}
+	wantContent(t, filepath.Join(activeUpper(t, s, "active"), "file"), "content")
 	must(t, s.Cleanup(t.Context()))
 	must(t, checkConsistent(t.Context(), s))
 }

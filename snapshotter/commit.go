@@ -34,7 +34,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 			return err
 		}
 		step.Reached("commit/adopted")
-		return r.put(id, record{Instance: instance})
+		return r.put(id, record{Instance: instance, Adopted: taken.instance != ""})
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("commit snapshot %q as %q: %w", key, name, err), taken.undo(s))

@@ -3,8 +3,10 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,15 +28,19 @@ const suiteName = "erofs"
 
 func TestConformance(t *testing.T) {
 	testenv.Need(t, testenv.Root, testenv.EROFS)
+	var work backgroundWork
+	t.Cleanup(func() { work.check(t) })
 	testsuite.SnapshotterSuite(t, suiteName, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		return startForSuite(t, root)
+		return startForSuite(t, root, &work)
 	})
 }
 
 func TestConformanceOverGRPC(t *testing.T) {
 	testenv.Need(t, testenv.Root, testenv.EROFS)
+	var work backgroundWork
+	t.Cleanup(func() { work.check(t) })
 	testsuite.SnapshotterSuite(t, suiteName, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		s, stop, err := startForSuite(t, root)
+		s, stop, err := startForSuite(t, root, &work)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -48,8 +54,8 @@ func TestConformanceOverGRPC(t *testing.T) {
 
 // startForSuite starts a snapshotter with a short grace and with Run, so that the suite's layers are converted and collected
 // while it goes on.
-func startForSuite(t *testing.T, root string) (*Snapshotter, func() error, error) {
-	s, err := New(context.Background(), Options{Root: root, Backend: file.New(file.Options{}), Grace: 50 * time.Millisecond})
+func startForSuite(t *testing.T, root string, work *backgroundWork) (*Snapshotter, func() error, error) {
+	s, err := New(context.Background(), Options{Root: root, Backend: file.New(file.Options{}), Grace: 50 * time.Millisecond, Log: slog.New(work)})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -83,4 +89,29 @@ func serveForSuite(s snapshots.Snapshotter, socket string) (snapshots.Snapshotte
 		server.Stop()
 		return errors.Join(err, <-done)
 	}, nil
+}
+
+// backgroundWork is a log that counts conversions and collections: a suite that ran without any has not shown much.
+type backgroundWork struct {
+	slog.Handler
+	converted, collected atomic.Int64
+}
+
+func (w *backgroundWork) Enabled(context.Context, slog.Level) bool { return true }
+
+func (w *backgroundWork) Handle(_ context.Context, r slog.Record) error {
+	switch r.Message {
+	case "directory instance converted":
+		w.converted.Add(1)
+	case "layer instance collected":
+		w.collected.Add(1)
+	}
+	return nil
+}
+
+func (w *backgroundWork) check(t *testing.T) {
+	t.Logf("%d directories converted, %d instances collected", w.converted.Load(), w.collected.Load())
+	if w.converted.Load() == 0 || w.collected.Load() == 0 {
+		t.Error("no work in the background during the suite")
+	}
 }

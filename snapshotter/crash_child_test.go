@@ -147,7 +147,7 @@ func importInto(c context.Context, s *Snapshotter, name, parent string) error {
 	}
 	id, ok := s.ActiveSnapshot(c, mounts)
 	if !ok {
-		return fmt.Errorf("mounts of %s are not recognized", name)
+		return fmt.Errorf("snapshot of mounts %v: %w", mounts, errdefs.ErrNotFound)
 	}
 	b := layerTar(name)
 	inst, pin, err := s.Layers().Import(c, digest.FromBytes(b), func(context.Context) (io.ReadCloser, error) {

@@ -49,7 +49,7 @@ func TestKillAtEveryStep(t *testing.T) {
 	}
 	t.Logf("killed at %v", steps)
 	for _, want := range []string{
-		"prepare/directory", "prepare/entered", "prepare/mounted", "layerstore/adopt/written", "layerstore/adopt/placed",
+		"prepare/directory", "prepare/entered", "prepare/mounted", "layerstore/adopt/made", "layerstore/adopt/named",
 		"layerstore/adopt/renamed", "commit/adopted", "commit/done", "layerstore/build/filled", "layerstore/build/written",
 		"layerstore/build/renamed", "convert/made", "convert/replaced", "remove/done", "collect/discarded", "collect/disowning",
 		"collect/disowned", "collect/unmounted", "repair: layerstore/return/renamed", "repair: collect/discarded",

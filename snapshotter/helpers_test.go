@@ -250,6 +250,11 @@ func checkConsistent(ctx context.Context, s *Snapshotter) error {
 			complain("instance %s (%s) has no reference", inst.ID, inst.Kind)
 		}
 	}
+	for n, id := range numbers {
+		if !referenced[id] {
+			complain("mount number %d is of instance %s, which has no reference", n, id)
+		}
+	}
 	checkDirectories(s, complain, kinds, numbers)
 	if len(bad) > 0 {
 		return fmt.Errorf("inconsistent:\n  %s", strings.Join(bad, "\n  "))

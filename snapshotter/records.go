@@ -48,6 +48,8 @@ const (
 type record struct {
 	// Instance is what a committed snapshot consists of.
 	Instance layerstore.ID `json:"instance,omitempty"`
+	// Adopted says that Instance is the snapshot's own upper directory. After a power cut it may not have been renamed yet.
+	Adopted bool `json:"adopted,omitempty"`
 	// Bound is the instance that Commit of this active snapshot will take.
 	Bound layerstore.ID `json:"bound,omitempty"`
 	// Lowers are the instances below an active snapshot or view, top first; no instance twice.
@@ -88,7 +90,8 @@ type records struct {
 	instances, snapshots, refs *bbolt.Bucket
 }
 
-// update runs fn in a write transaction, which is committed if fn returns nil. The context that fn gets is for package storage.
+// update runs fn in a write transaction, which is committed if fn returns nil and ctx has not ended: who has given up does not
+// expect a change any more. The context that fn gets is for package storage.
 func (s *Snapshotter) update(ctx context.Context, fn func(context.Context, *records) error) error {
 	txCtx, tx, err := s.meta.TransactionContext(ctx, true)
 	if err != nil {
@@ -100,6 +103,9 @@ func (s *Snapshotter) update(ctx context.Context, fn func(context.Context, *reco
 		return err
 	}
 	if err := fn(txCtx, r); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	return tx.Commit()

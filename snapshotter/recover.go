@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"strconv"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
@@ -25,6 +26,9 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 			if kind == snapshots.KindActive {
 				active = append(active, id)
 			}
+		}
+		if err := s.repeatAdoptions(r); err != nil {
+			return err
 		}
 		return s.checkRecords(r, kinds)
 	})
@@ -45,6 +49,33 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	// What collection can delete now it deletes now; instances nobody refers to have their grace.
 	if _, err := s.collect(ctx); err != nil {
 		s.log.Warn("collection at start left something for the next one", "cause", err)
+	}
+	return nil
+}
+
+// repeatAdoptions renames the upper directories of committed snapshots that should have been renamed: Commit syncs the
+// metadata alone, so after a power cut that can be newer than the directories.
+func (s *Snapshotter) repeatAdoptions(r *records) error {
+	all, err := r.all()
+	if err != nil {
+		return err
+	}
+	for id, rec := range all {
+		if !rec.Adopted {
+			continue
+		}
+		if _, err := s.layers.Get(rec.Instance); err == nil {
+			continue
+		}
+		if _, err := os.Lstat(s.upperDir(id)); err != nil {
+			continue // checkRecords names the loss
+		}
+		_, pin, err := s.layers.AdoptDirAs(rec.Instance, s.upperDir(id), strconv.FormatUint(id, 10))
+		if err != nil {
+			return err
+		}
+		pin.Release()
+		s.log.Info("upper directory of a committed snapshot, not renamed before a power cut: adopted now", "snapshot", id)
 	}
 	return nil
 }

@@ -51,7 +51,7 @@
 //	convert  a finished EROFS instance nobody refers to is collected; the directory is converted again.
 //
 // A power cut can, in addition, lose what was not synced: the contents of active snapshots and of directories not converted
-// yet. EROFS instances and metadata are always synced.
+// yet. EROFS instances and metadata are always synced. The rename of Commit is not, and New repeats it.
 //
 // # Locks
 //
@@ -76,6 +76,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -200,7 +201,7 @@ func (s *Snapshotter) openMetadata(ctx context.Context) error {
 	}
 	s.meta = meta
 	err = s.update(ctx, func(_ context.Context, r *records) error { return r.init() })
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		err = fmt.Errorf("another process has it open: is erofs-snapshotter running already? (%w)", err)
 	}
 	if err != nil {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,53 +16,78 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
 )
 
-// AdoptDir makes a directory instance of an upper directory by renaming it, and pins it. It takes a few small syncs, however
-// large the directory is. origin, the snapshot id, is recorded so that an adoption that nobody remembers can be undone.
+// AdoptDir makes a directory instance of an upper directory by renaming it, and pins it. It changes a few directory entries and
+// syncs nothing, however large the directory is. origin, the snapshot id, is kept so that an adoption that nobody remembers
+// can be undone.
 //
 // On an error the directory is where it was.
 func (s *Store) AdoptDir(upper, origin string) (Instance, Pin, error) {
-	opaque, err := opaqueRoot(upper)
-	if err != nil {
+	return s.AdoptDirAs(randomID(), upper, origin)
+}
+
+// AdoptDirAs does what AdoptDir does, for an adoption that was cut short and has to be repeated under its id.
+func (s *Store) AdoptDirAs(id ID, upper, origin string) (Instance, Pin, error) {
+	if err := s.adopt(id, upper, origin); err != nil {
 		return Instance{}, Pin{}, fmt.Errorf("adopt directory %s: %w", upper, err)
 	}
-	inst := Instance{ID: randomID(), Kind: Directory, OpaqueRoot: opaque, Origin: origin, Created: time.Now().UTC()}
-	if err := s.adopt(upper, inst); err != nil {
+	inst, err := s.readDirectory(id)
+	if err != nil {
+		err = errors.Join(err, os.Rename(s.DirPath(id), upper), os.RemoveAll(s.path(id)))
 		return Instance{}, Pin{}, fmt.Errorf("adopt directory %s: %w", upper, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.instances[inst.ID] = inst
-	return inst, s.pin(inst.ID), nil
+	s.instances[id] = inst
+	return inst, s.pin(id), nil
 }
 
-func (s *Store) adopt(upper string, inst Instance) (err error) {
-	work, home := filepath.Join(s.dir, buildingPrefix+string(inst.ID)), s.path(inst.ID)
+func (s *Store) adopt(id ID, upper, origin string) (err error) {
+	home := s.path(id)
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return err
+	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(work), os.RemoveAll(home))
+			err = errors.Join(err, os.RemoveAll(home))
 		}
 	}()
-	if err := os.Mkdir(work, 0o700); err != nil {
+	step.Reached("layerstore/adopt/made")
+	if err := os.Symlink(origin, filepath.Join(home, originName)); err != nil {
 		return err
 	}
-	if err := writeRecord(work, inst); err != nil {
-		return err
-	}
-	step.Reached("layerstore/adopt/written")
-	if err := os.Rename(work, home); err != nil {
-		return err
-	}
-	step.Reached("layerstore/adopt/placed")
-	tree := s.DirPath(inst.ID)
-	if err := os.Rename(upper, tree); err != nil {
+	step.Reached("layerstore/adopt/named")
+	if err := os.Rename(upper, s.DirPath(id)); err != nil {
 		return err
 	}
 	step.Reached("layerstore/adopt/renamed")
-	// The upper directory must be back before the deferred removal of home.
-	if err := errors.Join(syncDir(home), syncDir(s.dir)); err != nil {
-		return errors.Join(err, os.Rename(tree, upper))
-	}
 	return nil
+}
+
+// readDirectory describes the directory instance id from what is on disk.
+func (s *Store) readDirectory(id ID) (Instance, error) {
+	fi, err := os.Lstat(s.DirPath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Instance{}, errNoTree
+	}
+	if err != nil {
+		return Instance{}, err
+	}
+	if !fi.IsDir() {
+		return Instance{}, fmt.Errorf("%s is not a directory", dirName)
+	}
+	origin, err := os.Readlink(filepath.Join(s.path(id), originName))
+	if err != nil {
+		return Instance{}, err
+	}
+	opaque, err := opaqueRoot(s.DirPath(id))
+	if err != nil {
+		return Instance{}, err
+	}
+	home, err := os.Lstat(s.path(id))
+	if err != nil {
+		return Instance{}, err
+	}
+	return Instance{ID: id, Kind: Directory, Origin: origin, OpaqueRoot: opaque, Created: home.ModTime().UTC()}, nil
 }
 
 // ReturnDir undoes AdoptDir: it renames the tree of a directory instance to upper, which must not exist, and forgets the

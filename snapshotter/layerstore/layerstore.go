@@ -4,10 +4,11 @@
 // upper directory that was committed as it is. It never changes after it became visible, and its id means the same bytes for
 // ever.
 //
-//	layers/<id>/layer.json      what the instance is, see Instance; has a format version
-//	            meta.erofs      kind "erofs": the meta image
-//	            data            kind "erofs": the data blob
-//	            dir/            kind "directory"
+//	layers/<id>/layer.json      kind "erofs": what the instance is, see Instance; has a format version
+//	            meta.erofs      the meta image
+//	            data            the data blob
+//	layers/<id>/origin          kind "directory": a symbolic link to nowhere, its target is the snapshot id
+//	            dir/            the tree
 //	layers/.building-<id>/      work in progress
 //	layers/.removing-<id>-<n>/  files being deleted
 //	layers/.broken-<id>/        what Open found damaged; kept for whoever wants to look, never used
@@ -17,13 +18,16 @@
 // An EROFS instance is written into .building-<id>. The files are synced, layer.json is written and synced, the directory is
 // synced, renamed into place, and layers/ is synced. So an instance that is there is complete, also after a power cut.
 //
-// A directory instance exists from the moment the upper directory is renamed to layers/<id>/dir; layer.json is in place
-// before that. One without dir/ is an adoption that did not take place. The contents of the upper directory are not synced:
-// that would make a commit as slow as the disk, and containerd's own overlayfs snapshotter does not do it either.
+// A directory instance exists from the moment the upper directory is renamed to layers/<id>/dir; the link is in place before
+// that. One without dir/ is an adoption that did not take place. Nothing is synced: a sync waits for whatever else the disk has
+// to write, and containerd waits for a commit. All of it are entries of directories and links, which filesystems put on disk in
+// the order of the calls, so a power cut leaves the state of some earlier moment, and the metadata says what is missing
+// from it. For the same reason there is no layer.json: the contents of a file are what a power cut loses first.
+// What is in the upper directory is not synced either; containerd's own overlayfs snapshotter does not do that.
 //
 // # After a crash
 //
-// Open deletes .building-*, .removing-* and directory instances without dir/. It renames to .broken-<id> what cannot be what
+// Open deletes .building-*, .removing-* and adoptions that did not take place. It renames to .broken-<id> what cannot be what
 // its layer.json says, so that the layer is converted anew when it is asked for. It refuses to run on a layer.json of a newer
 // format, and then changes nothing.
 //
@@ -57,6 +61,7 @@ const (
 	metaName   = "meta.erofs"
 	dataName   = "data"
 	dirName    = "dir"
+	originName = "origin"
 	recordName = "layer.json"
 )
 

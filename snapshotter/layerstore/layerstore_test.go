@@ -9,14 +9,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/containerd/errdefs"
 
@@ -65,209 +62,6 @@ func wantEmpty(t testing.TB, root string) {
 	must(t, err)
 	for _, e := range entries {
 		t.Errorf("left: %s", e.Name())
-	}
-}
-
-func TestImport(t *testing.T) {
-	root := t.TempDir()
-	s := open(t, root)
-	b, dgst := layer(t, strings.Repeat("content", 10_000))
-	inst, pin, err := s.Import(t.Context(), dgst, opener(b))
-	must(t, err)
-	if inst.ID != EagerID(dgst) || inst.Kind != EROFS || inst.Layer != dgst || inst.DiffID != dgst {
-		t.Errorf("imported %+v", inst)
-	}
-	if err := s.Discard(inst.ID); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("discarding a pinned instance: %v", err)
-	}
-	var blocks int64
-	for path, want := range map[string]int64{s.MetaPath(inst.ID): inst.MetaBytes, s.DataPath(inst.ID): inst.DataBytes} {
-		var st unix.Stat_t
-		must(t, unix.Stat(path, &st))
-		if st.Size != want {
-			t.Errorf("%s has %d bytes, recorded are %d", path, st.Size, want)
-		}
-		blocks += st.Blocks * 512
-	}
-	if inst.DiskBytes != blocks {
-		t.Errorf("%d bytes on disk recorded, want %d", inst.DiskBytes, blocks)
-	}
-	again, secondPin, err := s.Import(t.Context(), dgst, never)
-	must(t, err)
-	if again != inst {
-		t.Errorf("the second import gave %+v, the first %+v", again, inst)
-	}
-	pin.Release()
-	pin.Release() // counts once
-	if !s.Pinned(inst.ID) {
-		t.Error("not pinned with one of two pins left")
-	}
-
-	reopened := open(t, root)
-	if got, err := reopened.Get(inst.ID); err != nil || got != inst {
-		t.Errorf("after a restart: %+v, %v; want %+v", got, err, inst)
-	}
-	secondPin.Release()
-	must(t, s.Discard(inst.ID))
-	if _, err := s.Get(inst.ID); !errdefs.IsNotFound(err) {
-		t.Errorf("discarded instance: %v", err)
-	}
-	// The same layer again, before the old files are deleted.
-	fresh, pin, err := s.Import(t.Context(), dgst, opener(b))
-	must(t, err)
-	pin.Release()
-	must(t, s.DeleteDiscarded())
-	if _, err := os.Stat(s.MetaPath(fresh.ID)); err != nil {
-		t.Errorf("files of the new import: %v", err)
-	}
-	must(t, s.Discard(fresh.ID))
-	must(t, s.DeleteDiscarded())
-	wantEmpty(t, root)
-}
-
-func TestImportRefuses(t *testing.T) {
-	b, dgst := layer(t, "content")
-	other, otherDigest := layer(t, "other")
-	for name, tc := range map[string]struct {
-		layer digest.Digest
-		open  Opener
-		want  []string
-	}{
-		"other content": {dgst, opener(other), []string{dgst.String(), otherDigest.String()}},
-		"cut":           {dgst, opener(b[:700]), []string{dgst.String()}},
-		"no blob":       {dgst, func(context.Context) (io.ReadCloser, error) { return nil, errdefs.ErrNotFound }, []string{dgst.String()}},
-		"no digest":     {"sha256:123", opener(b), []string{"sha256:123"}},
-		"other hash":    {digest.Digest("sha512:" + strings.Repeat("0", 128)), opener(b), []string{"sha512:"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			root := t.TempDir()
-			s := open(t, root)
-			_, _, err := s.Import(t.Context(), tc.layer, tc.open)
-			if err == nil {
-				t.Fatal("imported")
-			}
-			for _, text := range tc.want {
-				if !strings.Contains(err.Error(), text) {
-					t.Errorf("error %q does not name %s", err, text)
-				}
-			}
-			wantEmpty(t, root)
-			if list := s.List(); len(list) > 0 {
-				t.Errorf("list: %v", list)
-			}
-		})
-	}
-}
-
-// slowStore is a store whose conversions wait until they are released or cancelled.
-func slowStore(t *testing.T) (s *Store, started chan struct{}, release chan struct{}) {
-	s = open(t, t.TempDir())
-	started, release = make(chan struct{}, 10), make(chan struct{})
-	real := s.fromTar
-	s.fromTar = func(ctx context.Context, r io.Reader, target converter.Target, l converter.Limits) (converter.Result, error) {
-		started <- struct{}{}
-		select {
-		case <-release:
-			return real(ctx, r, target, l)
-		case <-ctx.Done():
-			return converter.Result{}, ctx.Err()
-		}
-	}
-	return s, started, release
-}
-
-func waiters(s *Store, id ID) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if b := s.builds[id]; b != nil {
-		return b.waiters
-	}
-	return 0
-}
-
-func TestImportIsSharedByAllWhoWait(t *testing.T) {
-	s, started, release := slowStore(t)
-	b, dgst := layer(t, "content")
-	const callers = 5
-	var busy sync.WaitGroup
-	results := make(chan error, callers)
-	first, leave := context.WithCancel(t.Context())
-	for i := range callers {
-		ctx := t.Context()
-		if i == 0 {
-			ctx = first
-		}
-		busy.Go(func() {
-			_, pin, err := s.Import(ctx, dgst, opener(b))
-			pin.Release()
-			results <- err
-		})
-		if i == 0 {
-			<-started // it is the one whose context the conversion started with
-		}
-	}
-	for waiters(s, EagerID(dgst)) < callers {
-		runtime.Gosched()
-	}
-	leave()
-	if err := <-results; !errors.Is(err, context.Canceled) {
-		t.Errorf("who left got %v", err)
-	}
-	close(release)
-	busy.Wait()
-	for range callers - 1 {
-		if err := <-results; err != nil {
-			t.Errorf("who stayed got %v", err)
-		}
-	}
-	if len(started) > 0 {
-		t.Error("converted more than once")
-	}
-	if s.Pinned(EagerID(dgst)) {
-		t.Error("still pinned after every pin was released")
-	}
-}
-
-func TestImportEndsWithItsLastWaiter(t *testing.T) {
-	s, started, release := slowStore(t)
-	b, dgst := layer(t, "content")
-	ctx, leave := context.WithCancel(t.Context())
-	result := make(chan error)
-	go func() {
-		_, _, err := s.Import(ctx, dgst, opener(b))
-		result <- err
-	}()
-	<-started
-	leave()
-	if err := <-result; !errors.Is(err, context.Canceled) {
-		t.Errorf("who left got %v", err)
-	}
-	// Whoever comes now gets a conversion of its own, even if the cancelled one has not ended yet.
-	close(release)
-	_, pin, err := s.Import(t.Context(), dgst, opener(b))
-	must(t, err)
-	pin.Release()
-	must(t, s.Discard(EagerID(dgst)))
-	must(t, s.DeleteDiscarded())
-	wantEmpty(t, filepath.Dir(s.dir))
-}
-
-func TestCloseEndsImports(t *testing.T) {
-	s, started, _ := slowStore(t)
-	b, dgst := layer(t, "content")
-	result := make(chan error)
-	go func() {
-		_, _, err := s.Import(t.Context(), dgst, opener(b))
-		result <- err
-	}()
-	<-started
-	must(t, s.Close())
-	if err := <-result; err == nil {
-		t.Error("imported by a closed store")
-	}
-	wantEmpty(t, filepath.Dir(s.dir))
-	if _, _, err := s.Import(t.Context(), dgst, opener(b)); err == nil {
-		t.Error("imported by a closed store")
 	}
 }
 
@@ -360,9 +154,18 @@ func TestOpenRepairs(t *testing.T) {
 		"empty record":   {func(t *testing.T, s *Store) { must(t, os.Truncate(recordPath(s, id), 0)) }, false, true},
 		"foreign record": {func(t *testing.T, s *Store) { rewriteRecord(t, s, id, "\"id\": \"", "\"id\": \"0") }, false, true},
 		"adoption cut": {func(t *testing.T, s *Store) {
-			must(t, os.Remove(s.MetaPath(id)))
-			rewriteRecord(t, s, id, `"erofs"`, `"directory"`)
+			must(t, os.RemoveAll(s.path(id)))
+			must(t, os.Mkdir(s.path(id), 0o700))
+			must(t, os.Symlink("17", filepath.Join(s.path(id), originName)))
 		}, false, false},
+		"adoption cut early": {func(t *testing.T, s *Store) {
+			must(t, os.RemoveAll(s.path(id)))
+			must(t, os.Mkdir(s.path(id), 0o700))
+		}, false, false},
+		"directory without origin": {func(t *testing.T, s *Store) {
+			must(t, os.RemoveAll(s.path(id)))
+			must(t, os.MkdirAll(s.DirPath(id), 0o700))
+		}, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
@@ -436,7 +239,7 @@ func TestOpenRefusesNewerFormats(t *testing.T) {
 func TestIDs(t *testing.T) {
 	_, a := layer(t, "a")
 	_, b := layer(t, "b")
-	if EagerID(a) == EagerID(b) || EagerID(a) != EagerID(a) {
+	if again := digest.Digest(string(a)); EagerID(a) == EagerID(b) || EagerID(a) != EagerID(again) {
 		t.Error("ids do not follow from the layer")
 	}
 	// The id names directories and UUIDs that exist: it may change with converter.LayoutVersion only.
@@ -460,7 +263,7 @@ func FuzzParseRecord(f *testing.F) {
 	_, dgst := layer(f, "content")
 	for _, inst := range []Instance{
 		{ID: EagerID(dgst), Kind: EROFS, Layer: dgst, DiffID: dgst, MetaBytes: 4096, DataBytes: 4096},
-		{ID: randomID(), Kind: Directory, Origin: "17", OpaqueRoot: true},
+		{ID: randomID(), Kind: EROFS, Origin: "17", OpaqueRoot: true},
 	} {
 		b, err := encodeRecord(inst)
 		must(f, err)

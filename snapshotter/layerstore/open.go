@@ -90,21 +90,16 @@ func (s *Store) load() error {
 // check reads the instance id and compares what is there with what its layer.json says.
 func (s *Store) check(id ID) (Instance, error) {
 	inst, err := readRecord(s.path(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(s.MetaPath(id)); errors.Is(err, fs.ErrNotExist) {
+			return s.readDirectory(id)
+		}
+	}
 	if err != nil {
 		return Instance{}, err
 	}
 	if inst.ID != id {
 		return Instance{}, fmt.Errorf("%s is of instance %s", recordName, inst.ID)
-	}
-	if inst.Kind == Directory {
-		fi, err := os.Lstat(s.DirPath(id))
-		if errors.Is(err, fs.ErrNotExist) {
-			return Instance{}, errNoTree
-		}
-		if err == nil && !fi.IsDir() {
-			err = fmt.Errorf("%s is not a directory", dirName)
-		}
-		return inst, err
 	}
 	for _, file := range []struct {
 		path string

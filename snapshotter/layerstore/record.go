@@ -28,9 +28,9 @@ const (
 	Directory Kind = "directory"
 )
 
-// Instance describes an instance. It is what layer.json holds, besides the format version:
+// Instance describes an instance. It is what layer.json of an EROFS instance holds, besides the format version:
 //
-//	{"version": 1, "id": "<64 hex digits>", "kind": "erofs" | "directory", ...}
+//	{"version": 1, "id": "<64 hex digits>", "kind": "erofs", ...}
 //
 // A field that is not known is ignored, so a field may be added without a new version if it can be missing.
 type Instance struct {
@@ -95,7 +95,7 @@ func (inst Instance) validate() error {
 	if _, err := ParseID(string(inst.ID)); err != nil {
 		return err
 	}
-	if inst.Kind != EROFS && inst.Kind != Directory {
+	if inst.Kind != EROFS {
 		return fmt.Errorf("unknown kind %q", inst.Kind)
 	}
 	for _, d := range []digest.Digest{inst.Layer, inst.DiffID} {
