@@ -15,6 +15,7 @@ type build struct {
 	limits  Limits
 	bytes   int64 // declared sizes so far
 	inodes  int64
+	kept    int64 // metadata that stays in memory
 	dropped Dropped
 }
 
@@ -34,14 +35,28 @@ func (l Limits) withDefaults() Limits {
 	set(&l.LayerBytes, 4<<40)
 	set(&l.StreamBytes, 1<<40)
 	set(&l.Inodes, 16<<20)
+	set(&l.MetadataBytes, 1<<30)
 	return l
 }
 
-// admit counts one more entry of size bytes.
-func (b *build) admit(size int64) error {
+// admit counts one more entry.
+func (b *build) admit(name string) error {
 	if b.inodes++; b.inodes > b.limits.Inodes {
 		return fmt.Errorf("%w: more than %d entries", ErrLimit, b.limits.Inodes)
 	}
+	return b.keep(len(name))
+}
+
+// keep counts metadata that stay in memory up to the end.
+func (b *build) keep(bytes int) error {
+	if b.kept += int64(bytes); b.kept > b.limits.MetadataBytes {
+		return fmt.Errorf("%w: names, link targets and attributes of directories of more than %d bytes", ErrLimit, b.limits.MetadataBytes)
+	}
+	return nil
+}
+
+// admitFile counts the size of a file.
+func (b *build) admitFile(size int64) error {
 	if size > b.limits.FileBytes {
 		return fmt.Errorf("%w: file of %d bytes, allowed are %d", ErrLimit, size, b.limits.FileBytes)
 	}
@@ -53,6 +68,9 @@ func (b *build) admit(size int64) error {
 
 // regular writes a regular file: size bytes of r, or if it is not dense the segments, which r delivers.
 func (b *build) regular(a erofs.Attr, size int64, segments []erofs.Segment, dense bool, r io.Reader) (*node, error) {
+	if err := b.admitFile(size); err != nil {
+		return nil, err
+	}
 	var n *erofs.Inode
 	var err error
 	if dense {
@@ -64,6 +82,9 @@ func (b *build) regular(a erofs.Attr, size int64, segments []erofs.Segment, dens
 }
 
 func (b *build) symlink(a erofs.Attr, target string) (*node, error) {
+	if err := b.keep(len(target)); err != nil {
+		return nil, err
+	}
 	n, err := b.image.Symlink(a, target)
 	return &node{inode: n, target: target, link: true}, err
 }

@@ -13,6 +13,7 @@ package converter
 
 import (
 	"fmt"
+	"strconv"
 
 	"github.com/opencontainers/go-digest"
 
@@ -41,8 +42,12 @@ type Limits struct {
 	LayerBytes int64
 	// StreamBytes is the longest uncompressed tar stream. Default 1 TiB.
 	StreamBytes int64
-	// Inodes is the largest number of entries. Default 16 Mi (about 10 GiB of memory for metadata at worst).
+	// Inodes is the largest number of entries, directories included that only a path names. Default 16 Mi; each takes 250 to 900
+	// bytes of memory.
 	Inodes int64
+	// MetadataBytes is the largest sum of the lengths of what stays in memory besides: names, targets of symbolic links, and
+	// attributes of directories. Default 1 GiB.
+	MetadataBytes int64
 }
 
 // Result is what one conversion found out.
@@ -93,9 +98,18 @@ type EntryError struct {
 
 func (e *EntryError) Error() string {
 	if e.Offset < 0 {
-		return fmt.Sprintf("entry %q: %v", e.Name, e.Err)
+		return fmt.Sprintf("entry %s: %v", quote(e.Name), e.Err)
 	}
-	return fmt.Sprintf("entry %q at tar offset %d: %v", e.Name, e.Offset, e.Err)
+	return fmt.Sprintf("entry %s at tar offset %d: %v", quote(e.Name), e.Offset, e.Err)
+}
+
+// quote quotes a name of the input, of which a message shows the beginning: it may be a megabyte long.
+func quote(name string) string {
+	const most = 256
+	if len(name) <= most {
+		return strconv.Quote(name)
+	}
+	return strconv.Quote(name[:most]) + "..."
 }
 
 func (e *EntryError) Unwrap() error { return e.Err }

@@ -18,15 +18,8 @@ import (
 // FromDir converts a directory as overlayfs leaves it in an upper directory: 0:0 character devices are whiteouts,
 // trusted.overlay.opaque marks opaque directories. Nothing may write below dir meanwhile.
 func FromDir(ctx context.Context, dir string, t Target, l Limits) (Result, error) {
-	b := &dirBuild{build: newBuild(t, l), ctx: ctx, linked: make(map[fileID]*node), buf: make([]byte, 64<<10)}
-	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return Result{}, &os.PathError{Op: "lstat", Path: dir, Err: err}
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return Result{}, &os.PathError{Op: "convert", Path: dir, Err: unix.ENOTDIR}
-	}
-	if err := b.directory(b.tree.root, dir, &st); err != nil {
+	b := newDirBuild(ctx, t, l)
+	if err := b.root(dir); err != nil {
 		return Result{}, err
 	}
 	return b.finish()
@@ -40,6 +33,22 @@ type dirBuild struct {
 }
 
 type fileID struct{ dev, ino uint64 }
+
+func newDirBuild(ctx context.Context, t Target, l Limits) *dirBuild {
+	return &dirBuild{build: newBuild(t, l), ctx: ctx, linked: make(map[fileID]*node), buf: make([]byte, 64<<10)}
+}
+
+// root reads the whole tree.
+func (b *dirBuild) root(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return &os.PathError{Op: "convert", Path: dir, Err: unix.ENOTDIR}
+	}
+	return b.directory(b.tree.root, dir, &st)
+}
 
 // directory reads the directory at path into d. Entries come in the order of their names: the order decides where contents lie
 // in the image.
@@ -66,15 +75,24 @@ func (b *dirBuild) directory(d *directory, path string, st *unix.Stat_t) error {
 
 func (b *dirBuild) child(d *directory, name, path string) error {
 	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return &EntryError{Name: path, Offset: -1, Err: err}
+	err := unix.Lstat(path, &st)
+	if err == nil {
+		err = b.admit(name)
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		if err := b.admit(0); err != nil {
-			return &EntryError{Name: path, Offset: -1, Err: err}
-		}
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return b.directory(d.mkdir(name, impliedAttr), path, &st)
 	}
+	if err == nil {
+		err = b.entry(d, name, path, &st)
+	}
+	if err != nil {
+		return &EntryError{Name: path, Offset: -1, Err: err}
+	}
+	return nil
+}
+
+// entry adds everything but a directory.
+func (b *dirBuild) entry(d *directory, name, path string, st *unix.Stat_t) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
 		d.hide(name)
 		return nil
@@ -83,8 +101,8 @@ func (b *dirBuild) child(d *directory, name, path string) error {
 	n := b.linked[id]
 	if n == nil {
 		var err error
-		if n, err = b.node(path, &st); err != nil {
-			return &EntryError{Name: path, Offset: -1, Err: err}
+		if n, err = b.node(path, st); err != nil {
+			return err
 		}
 		if st.Nlink > 1 {
 			b.linked[id] = n
@@ -104,17 +122,11 @@ func (b *dirBuild) node(path string, st *unix.Stat_t) (*node, error) {
 	case unix.S_IFREG:
 		return b.file(path, a)
 	case unix.S_IFLNK:
-		if err := b.admit(0); err != nil {
-			return nil, err
-		}
 		target, err := os.Readlink(path)
 		if err != nil {
 			return nil, err
 		}
 		return b.symlink(a, target)
-	}
-	if err := b.admit(0); err != nil {
-		return nil, err
 	}
 	return b.special(a, unix.Major(st.Rdev), unix.Minor(st.Rdev))
 }
@@ -127,9 +139,6 @@ func (b *dirBuild) file(path string, a erofs.Attr) (*node, error) {
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
-	}
-	if err := b.admit(info.Size()); err != nil {
 		return nil, err
 	}
 	segments, err := dataSegments(f, info.Size())

@@ -148,6 +148,11 @@ func TestLimits(t *testing.T) {
 		l    Limits
 	}{
 		{"entries", archive(t, "f a x", "f b x", "f c x"), Limits{Inodes: 2}},
+		{"implied directories", archive(t, "f a/b/c x"), Limits{Inodes: 2}},
+		{"names", archive(t, "f 01234 x", "d 56789"), Limits{MetadataBytes: 9}},
+		{"names of implied directories", archive(t, "f 01234/5678/9 x"), Limits{MetadataBytes: 9}},
+		{"link targets", archive(t, "l a 0123456789"), Limits{MetadataBytes: 10}},
+		{"attributes of directories", archive(t, "x d"), Limits{MetadataBytes: 10}},
 		{"one file", archive(t, "f a 0123456789"), Limits{FileBytes: 9}},
 		{"all files", archive(t, "f a 01234", "f b 01234"), Limits{LayerBytes: 9}},
 		{"stream", bomb, Limits{StreamBytes: 1 << 20}},
@@ -244,21 +249,22 @@ func (r *cancellingReader) Read(b []byte) (int, error) {
 
 // FuzzFromTar looks for panics, for goroutines left behind, and for images that depend on more than the input.
 func FuzzFromTar(f *testing.F) {
+	f.Add(archive(f, "d a", "d e", "l a/up ../e", "f a/up/x y"))
 	f.Add(archive(f, "d a", "f a/b x", "h c a/b", "l l a", "f l/x y", "f .wh.w ", "f a/.wh..wh..opq "))
 	f.Add(gzipped(f, archive(f, "f a x")))
 	f.Add(zstded(f, archive(f, "x d", "c d/e")))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		small := Limits{FileBytes: 1 << 20, LayerBytes: 4 << 20, StreamBytes: 8 << 20, Inodes: 1000}
-		run := func() (Result, error, []byte, []byte) {
+		run := func() (Result, []byte, []byte, error) {
 			meta, data := &memFile{}, &memFile{}
 			r, err := FromTar(context.Background(), bytes.NewReader(in), Target{Meta: meta, Data: data}, small)
-			return r, err, meta.b, data.b
+			return r, meta.b, data.b, err
 		}
-		r1, err1, meta1, data1 := run()
+		r1, meta1, data1, err1 := run()
 		if err1 != nil {
 			return
 		}
-		r2, err2, meta2, data2 := run()
+		r2, meta2, data2, err2 := run()
 		if err2 != nil || r1 != r2 || !bytes.Equal(meta1, meta2) || !bytes.Equal(data1, data2) {
 			t.Errorf("second conversion differs: %+v %+v %v", r1, r2, err2)
 		}

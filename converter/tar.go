@@ -75,9 +75,6 @@ func (b *tarBuild) located(err error) error {
 }
 
 func (b *tarBuild) entry(h *tarstream.Header) error {
-	if err := b.admit(h.Size); err != nil {
-		return err
-	}
 	path, err := splitPath(h.Name)
 	if err != nil {
 		return err
@@ -85,16 +82,19 @@ func (b *tarBuild) entry(h *tarstream.Header) error {
 	if len(path) == 0 {
 		return b.rootEntry(h)
 	}
+	name := strings.Clone(path[len(path)-1]) // not to keep the whole path
+	if err := b.admit(name); err != nil {
+		return err
+	}
 	if isAUFS(path) {
 		b.dropped.AUFS++
 		return nil
 	}
-	name := path[len(path)-1]
 	if h.Type == tarstream.CharDevice && h.Devmajor == 0 && h.Devminor == 0 {
 		b.dropped.WhiteoutDevices++
 		return nil
 	}
-	dir, err := b.tree.directory(path[:len(path)-1], true)
+	dir, err := b.tree.directory(path[:len(path)-1], b.admit)
 	if err != nil {
 		return err
 	}
@@ -172,16 +172,16 @@ func (b *tarBuild) node(h *tarstream.Header) (*node, error) {
 func (b *tarBuild) hardLink(target string) (*node, error) {
 	path, err := splitPath(target)
 	if err != nil {
-		return nil, fmt.Errorf("hard link to %q: %w", target, err)
+		return nil, fmt.Errorf("hard link to %s: %w", quote(target), err)
 	}
 	n, err := b.tree.lookup(path)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("hard link to %q: %w", target, err)
+		return nil, fmt.Errorf("hard link to %s: %w", quote(target), err)
 	case n == nil:
-		return nil, fmt.Errorf("hard link to %q, which is not in this layer", target)
+		return nil, fmt.Errorf("hard link to %s, which is not in this layer", quote(target))
 	case n.dir != nil:
-		return nil, fmt.Errorf("hard link to the directory %q", target)
+		return nil, fmt.Errorf("hard link to the directory %s", quote(target))
 	}
 	return n, nil
 }

@@ -42,7 +42,8 @@ func newTree() *tree {
 
 const (
 	maxPathBytes = 4096 // PATH_MAX
-	maxLinks     = 255  // symbolic links followed for one path; the kernel allows 40
+	maxLinks     = 255  // symbolic links followed for one path, as in containerd; the kernel allows 40
+	maxSteps     = 4096 // components looked at for one path, those of the links' targets included
 )
 
 // splitPath cleans a path as it stands in an archive and splits it. The result is empty for the root.
@@ -58,50 +59,89 @@ func splitPath(path string) ([]string, error) {
 			continue
 		case p == "..":
 			return nil, errors.New(`".." in a path could lead out of the layer`)
-		case len(p) > erofs.MaxNameBytes:
-			return nil, fmt.Errorf("name of %d bytes, Linux allows %d", len(p), erofs.MaxNameBytes)
+		}
+		if err := checkName(p); err != nil {
+			return nil, err
 		}
 		clean = append(clean, p)
 	}
 	return clean, nil
 }
 
-// directory returns the directory at a path below the root, and makes it and its parents where they are missing if create is
-// set. Symbolic links of the layer are followed, and never lead out of it: the layer's root is their root, as it is for
-// containerd's applier.
-func (t *tree) directory(path []string, create bool) (*directory, error) {
-	d, links := t.root, 0
-	for len(path) > 0 {
-		name := path[0]
-		path = path[1:]
-		switch name {
-		case "", ".":
+func checkName(name string) error {
+	if len(name) > erofs.MaxNameBytes {
+		return fmt.Errorf("name of %d bytes, Linux allows %d", len(name), erofs.MaxNameBytes)
+	}
+	return nil
+}
+
+// directory returns the directory at a path below the root. Where it or its parents are missing they are made, after admit
+// has agreed to each; a nil admit makes none. Symbolic links of the layer are followed, and never lead out of it: the layer's root
+// is their root, as it is for containerd's applier.
+func (t *tree) directory(path []string, admit func(name string) error) (*directory, error) {
+	w := walk{root: t.root, admit: admit}
+	return w.from(t.root, path)
+}
+
+// walk is the way along one path.
+type walk struct {
+	root         *directory
+	admit        func(name string) error
+	steps, links int
+}
+
+func (w *walk) from(d *directory, path []string) (*directory, error) {
+	for _, name := range path {
+		if w.steps++; w.steps > maxSteps {
+			return nil, fmt.Errorf("more than %d directories on the way", maxSteps)
+		}
+		if name == "" || name == "." {
 			continue
-		case "..":
+		}
+		if name == ".." {
 			d = d.parent
 			continue
 		}
 		n := d.children[name]
+		var err error
 		switch {
-		case n == nil && !create:
-			return nil, fmt.Errorf("no directory %q in this layer", name)
 		case n == nil:
-			d = d.mkdir(name, impliedAttr)
+			d, err = w.missing(d, name)
 		case n.dir != nil:
 			d = n.dir
 		case n.link:
-			if links++; links > maxLinks {
-				return nil, fmt.Errorf("more than %d symbolic links on the way", maxLinks)
-			}
-			if strings.HasPrefix(n.target, "/") {
-				d = t.root
-			}
-			path = append(strings.Split(n.target, "/"), path...)
+			d, err = w.follow(d, n.target)
 		default:
-			return nil, fmt.Errorf("%q is not a directory", name)
+			err = fmt.Errorf("%q is not a directory", name)
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	return d, nil
+}
+
+func (w *walk) follow(d *directory, target string) (*directory, error) {
+	if w.links++; w.links > maxLinks {
+		return nil, fmt.Errorf("more than %d symbolic links on the way", maxLinks)
+	}
+	if strings.HasPrefix(target, "/") {
+		d = w.root
+	}
+	return w.from(d, strings.Split(target, "/"))
+}
+
+func (w *walk) missing(d *directory, name string) (*directory, error) {
+	if w.admit == nil {
+		return nil, fmt.Errorf("no directory %q in this layer", name)
+	}
+	if err := checkName(name); err != nil { // it may come from the target of a link
+		return nil, err
+	}
+	if err := w.admit(name); err != nil {
+		return nil, err
+	}
+	return d.mkdir(strings.Clone(name), impliedAttr), nil // name is part of a longer string
 }
 
 // lookup returns what a cleaned path stands for, nil if nothing. The last component is not followed.
@@ -109,7 +149,7 @@ func (t *tree) lookup(path []string) (*node, error) {
 	if len(path) == 0 {
 		return &node{dir: t.root}, nil
 	}
-	d, err := t.directory(path[:len(path)-1], false)
+	d, err := t.directory(path[:len(path)-1], nil)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +157,7 @@ func (t *tree) lookup(path []string) (*node, error) {
 }
 
 func (d *directory) mkdir(name string, a erofs.Attr) *directory {
-	sub := &directory{attr: a, parent: d}
+	sub := &directory{attr: a}
 	d.put(name, &node{dir: sub})
 	return sub
 }
@@ -133,6 +173,9 @@ func (d *directory) put(name string, n *node) {
 		}
 		// This layer replaced whatever was below by a non-directory first.
 		n.dir.opaque = true
+	}
+	if n.dir != nil {
+		n.dir.parent = d
 	}
 	if d.children == nil {
 		d.children = make(map[string]*node)

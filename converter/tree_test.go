@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/erofs"
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/tarstream"
 )
 
 // memFile is an erofs.File in memory that refuses to become large.
@@ -80,16 +81,22 @@ func convert(r io.Reader, l Limits) (Result, error) {
 	return FromTar(context.Background(), r, Target{Meta: &memFile{}, Data: &memFile{}}, l)
 }
 
-// layout reads an archive and lists what the image would hold: a line for each path, "path/" for a directory, "path/ opaque",
-// "path whiteout", "path #n" with the same n for names of one inode.
+// layout reads an archive and lists what the image would hold.
 func layout(t *testing.T, lines ...string) []string {
 	t.Helper()
 	b := &tarBuild{build: newBuild(Target{Meta: &memFile{}, Data: &memFile{}}, Limits{})}
 	if err := b.entries(bytes.NewReader(archive(t, lines...))); err != nil {
 		t.Fatal(err)
 	}
+	return list(t, b.tree)
+}
+
+// list has a line for each path of the image to come: "path/" for a directory, "path/ opaque", "path whiteout", "path #n" with the
+// same n for names of one inode.
+func list(t *testing.T, tree *tree) []string {
+	t.Helper()
 	whiteout := new(erofs.Inode)
-	root, err := b.tree.root.image(true, func() (*erofs.Inode, error) { return whiteout, nil })
+	root, err := tree.root.image(true, func() (*erofs.Inode, error) { return whiteout, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,6 +146,9 @@ func TestLayout(t *testing.T) {
 		{"hard link to symbolic link", []string{"l a nowhere", "h b a"}, []string{"a #1", "b #1"}},
 		{"parent through symbolic link", []string{"d usr/lib", "l lib usr/lib", "f lib/x x"}, []string{"lib #1", "usr/", "usr/lib/", "usr/lib/x #2"}},
 		{"symbolic link stays in the layer", []string{"l a ../../../b", "f a/x x", "l c /b/..", "f c/y y"}, []string{"a #1", "b/", "b/x #2", "c #3", "y #4"}},
+		{"symbolic link out of a directory with an entry", []string{"d a", "d b", "l a/l ../b", "f a/l/x x"}, []string{"a/", "a/l #1", "b/", "b/x #2"}},
+		{"symbolic link out of a directory that was a file", []string{"f a x", "d a", "l a/l ..", "f a/l/x x"}, []string{"a/ opaque", "a/l #1", "x #2"}},
+		{"symbolic link to missing directories", []string{"l a b/c", "f a/x x"}, []string{"a #1", "b/", "b/c/", "b/c/x #2"}},
 		{"hard link through symbolic link", []string{"f usr/x x", "l u usr", "h y u/x"}, []string{"u #1", "usr/", "usr/x #2", "y #2"}},
 		{"whiteout", []string{"f .wh.a ", "f d/.wh.b "}, []string{"a whiteout", "d/", "d/b whiteout"}},
 		{"whiteout before own file", []string{"f .wh.a ", "f a x"}, []string{"a #1"}},
@@ -173,7 +183,7 @@ func TestOpaqueRootAndDropped(t *testing.T) {
 }
 
 func TestBadEntries(t *testing.T) {
-	long := strings.Repeat("n", 256)
+	long, dots := strings.Repeat("n", 256), strings.Repeat("./", 2000)
 	for _, c := range []struct {
 		name string
 		in   []string
@@ -182,11 +192,14 @@ func TestBadEntries(t *testing.T) {
 		{"dot dot", []string{"f a x", "f b/../../c x"}, `entry "b/../../c" at tar offset 1024: ".."`},
 		{"hard link to nowhere", []string{"h a b"}, `hard link to "b", which is not in this layer`},
 		{"hard link to missing directory", []string{"h a b/c"}, `no directory "b"`},
+		{"hard link to a long name", []string{"h a " + strings.Repeat("b/", 5000)}, "path of 10000 bytes"},
 		{"hard link out of the layer", []string{"h a ../b"}, `".."`},
 		{"hard link to directory", []string{"d a", "h b a"}, `hard link to the directory "a"`},
 		{"hard link to the root", []string{"h b ./"}, `hard link to the directory "./"`},
 		{"below a file", []string{"f a x", "f a/b x"}, `entry "a/b" at tar offset 1024: "a" is not a directory`},
 		{"loop of symbolic links", []string{"l a b", "l b a", "f a/x x"}, "symbolic links"},
+		{"links with long targets", []string{"l a " + dots, "l b a/" + dots, "l c b/" + dots, "f c/x x"}, "more than 4096 directories"},
+		{"long name in a link", []string{"l a b/" + long, "f a/x x"}, `entry "a/x" at tar offset 1536: name of 256 bytes`},
 		{"long name", []string{"f " + long + " x"}, "name of 256 bytes"},
 		{"long path", []string{"f " + strings.Repeat("abcdefg/", 513) + "x x"}, "path of 4"},
 		{"root is a file", []string{"l . x"}, "root"},
@@ -198,6 +211,9 @@ func TestBadEntries(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("error %v, want %q", err, c.want)
 			}
+			if n := len(err.Error()); n > 1000 {
+				t.Errorf("the message has %d bytes", n)
+			}
 			var e *EntryError
 			if !errors.As(err, &e) || e.Offset < 0 {
 				t.Errorf("%v does not say where", err)
@@ -205,3 +221,51 @@ func TestBadEntries(t *testing.T) {
 		})
 	}
 }
+
+// FuzzTree makes entries of its input and looks for panics, for directories that do not know where they are, and for names and
+// directories that the limits did not see. Three bytes are an entry: its type, its path and the target of a link.
+func FuzzTree(f *testing.F) {
+	f.Add([]byte{0, 1, 0, 2, 1, 0x31, 0, 0x87, 2, 0x13})
+	f.Add([]byte{3, 5, 1, 0x21, 2, 0x61, 0, 0x12})
+	parts := [16]string{"", "a", "b", "c", "d", ".", "a/b", "..", "../b", ".wh.a", ".wh..wh..opq", "/", "c/d/a", "../..", "./a/../b", "b/"}
+	path := func(c byte) string { return parts[c>>4] + "/" + parts[c&15] }
+	types := [...]tarstream.Type{tarstream.Directory, tarstream.Symlink, tarstream.Regular, tarstream.HardLink, tarstream.FIFO}
+	b := &tarBuild{build: newBuild(Target{Meta: discard{}, Data: discard{}}, Limits{Inodes: 200})}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		b.tree, b.inodes, b.kept = newTree(), 0, 0
+		for len(in) >= 3 {
+			h := &tarstream.Header{Type: types[int(in[0])%len(types)], Name: strings.TrimPrefix(path(in[1]), "/"), Linkname: path(in[2])}
+			in = in[3:]
+			b.entry(h) // most errors concern this entry alone
+		}
+		if n := checkTree(t, b.tree.root); n > b.inodes {
+			t.Fatalf("%d names, admitted %d", n, b.inodes)
+		}
+		if _, err := b.tree.root.image(true, func() (*erofs.Inode, error) { return new(erofs.Inode), nil }); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// checkTree counts the names below a directory.
+func checkTree(t *testing.T, d *directory) (names int64) {
+	for name, n := range d.children {
+		if names++; name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
+			t.Fatalf("name %q", name)
+		}
+		if n.dir == nil {
+			continue
+		}
+		if n.dir.parent != d {
+			t.Fatalf("%q does not know its parent", name)
+		}
+		names += checkTree(t, n.dir)
+	}
+	return names + int64(len(d.hidden))
+}
+
+// discard is an erofs.File that keeps nothing.
+type discard struct{}
+
+func (discard) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
+func (discard) Truncate(int64) error                   { return nil }

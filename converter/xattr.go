@@ -27,7 +27,7 @@ func (b *build) addXattr(a *erofs.Attr, name string, value []byte) error {
 	kind := a.Mode & erofs.ModeType
 	switch {
 	case len(name) > maxXattrNameBytes:
-		return fmt.Errorf("extended attribute %q: name of %d bytes, Linux allows %d", name, len(name), maxXattrNameBytes)
+		return fmt.Errorf("extended attribute %s: name of %d bytes, Linux allows %d", quote(name), len(name), maxXattrNameBytes)
 	case !erofs.HasNamespace(name),
 		// xattr_permission() in fs/xattr.c
 		strings.HasPrefix(name, "user.") && kind != erofs.ModeRegular && kind != erofs.ModeDir,
@@ -41,6 +41,9 @@ func (b *build) addXattr(a *erofs.Attr, name string, value []byte) error {
 		}
 	}
 	a.Xattrs = append(a.Xattrs, erofs.Xattr{Name: name, Value: bytes.Clone(value)})
+	if kind == erofs.ModeDir {
+		return b.keep(len(name) + len(value))
+	}
 	return nil
 }
 

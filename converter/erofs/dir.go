@@ -33,11 +33,9 @@ type placedDir struct {
 	dir    *Dir
 	parent *placedDir
 	inode  Inode
-	memory []byte    // the inode, its attributes and its inline tail, to be filled
-	body   xattrBody // encoded attributes
-	size   int       // of all directory blocks together
-	tail   int       // bytes of the last block that lie behind the inode, 0 if it is a block of its own
-	block  int64     // first full block in the meta image
+	memory []byte // the inode, its attributes and its inline tail, to be filled
+	size   int    // of all directory blocks together
+	tail   int    // bytes of the last block that lie behind the inode, 0 if it is a block of its own
 	subs   map[*Dir]*placedDir
 }
 
@@ -130,25 +128,27 @@ func (w *Writer) placeDirs(root *Dir, block0 []byte) (dirs []*placedDir, shared 
 // placeRoot puts the root inode into block 0. Its attributes are shared ones when they do not fit there.
 func (w *Writer) placeRoot(d *placedDir, block0 []byte) (shared []byte, err error) {
 	d.sort()
-	if d.body, err = encodeXattrs(d.dir.Attr.Xattrs); err != nil {
+	xattrs, err := encodeXattrs(d.dir.Attr.Xattrs)
+	if err != nil {
 		return nil, err
 	}
-	if rootOffset+inodeBytes+len(d.body.bytes) > BlockBytes {
-		if d.body, shared, err = encodeSharedXattrs(d.dir.Attr.Xattrs); err != nil {
+	if rootOffset+inodeBytes+len(xattrs.bytes) > BlockBytes {
+		if xattrs, shared, err = encodeSharedXattrs(d.dir.Attr.Xattrs); err != nil {
 			return nil, err
 		}
 	}
-	d.memory = block0[rootOffset : rootOffset+inodeBytes+len(d.body.bytes)]
+	d.memory = block0[rootOffset : rootOffset+inodeBytes+len(xattrs.bytes)]
 	d.inode = Inode{nid: rootOffset / slotBytes, kind: dirDirectory}
-	return shared, w.encodeDir(d)
+	return shared, w.encodeDir(d, xattrs)
 }
 
-func (w *Writer) placeDir(d *placedDir) (err error) {
+func (w *Writer) placeDir(d *placedDir) error {
 	d.sort()
-	if d.body, err = encodeXattrs(d.dir.Attr.Xattrs); err != nil {
+	xattrs, err := encodeXattrs(d.dir.Attr.Xattrs)
+	if err != nil {
 		return err
 	}
-	head := inodeBytes + len(d.body.bytes)
+	head := inodeBytes + len(xattrs.bytes)
 	if tail := d.size % BlockBytes; head+tail <= BlockBytes {
 		d.tail = tail
 	}
@@ -157,11 +157,11 @@ func (w *Writer) placeDir(d *placedDir) (err error) {
 		return err
 	}
 	d.memory, d.inode = memory, Inode{nid: uint64(at) / slotBytes, kind: dirDirectory}
-	return w.encodeDir(d)
+	return w.encodeDir(d, xattrs)
 }
 
 // encodeDir writes the inode without its start block, which is not known yet.
-func (w *Writer) encodeDir(d *placedDir) error {
+func (w *Writer) encodeDir(d *placedDir, xattrs xattrBody) error {
 	n := diskInode{attr: &d.dir.Attr, layout: layoutPlain, size: uint64(d.size), links: 2}
 	if d.tail > 0 {
 		n.layout = layoutInline
@@ -171,7 +171,7 @@ func (w *Writer) encodeDir(d *placedDir) error {
 			n.links++
 		}
 	}
-	return w.encode(n, d.body, d.memory)
+	return w.encode(n, xattrs, d.memory)
 }
 
 // sort brings the entries into the order that the kernel searches by and computes the directory's size.
@@ -228,14 +228,14 @@ func (d *placedDir) resolve(name string, e *Entry) (uint64, uint8) {
 
 // writeDir fills the directory's blocks and tail.
 func (w *Writer) writeDir(d *placedDir, out *blockStream) error {
-	d.block = out.at/BlockBytes + int64(len(out.buf))/BlockBytes
+	first := (out.at + int64(len(out.buf))) / BlockBytes
 	left := d.size
 	var block []named
 	room := BlockBytes
 	emit := func() error {
 		b := encodeDirents(block)
 		if left -= BlockBytes; left <= 0 && d.tail > 0 {
-			copy(d.memory[inodeBytes+len(d.body.bytes):], b)
+			copy(d.memory[len(d.memory)-d.tail:], b)
 			return nil
 		}
 		return out.append(b)
@@ -256,7 +256,7 @@ func (w *Writer) writeDir(d *placedDir, out *blockStream) error {
 		return err
 	}
 	if d.size > d.tail {
-		le.PutUint32(d.memory[16:], uint32(d.block))
+		le.PutUint32(d.memory[16:], uint32(first))
 	}
 	return nil
 }

@@ -119,6 +119,7 @@ func (d *decoder) fast(buf []byte, low, at int) (int, error) {
 		}
 		at = end
 	}
-	in.at, in.bits, in.count = ip, bits, count
+	// Whole bytes go back: only less than a byte may stay behind when the input moves its buffer.
+	in.at, in.bits, in.count = ip-int(count>>3), bits&(1<<(count&7)-1), count&7
 	return at, err
 }

@@ -12,8 +12,8 @@ type input struct {
 	start  int64 // position of buf[0] in the stream
 	memory []byte
 
-	// bits holds the next count bits, lowest first. What lies above them is zero, or the bits that follow in buf: loading
-	// them again changes nothing.
+	// bits holds the next count bits, lowest first, and zeros above them. Between calls there are fewer than 8: the bytes that a
+	// read of whole bytes or the fast loop goes on from are all in buf.
 	bits  uint64
 	count uint
 }
@@ -35,7 +35,7 @@ func (in *input) have(n int) bool {
 	return len(in.buf)-in.at >= n
 }
 
-// load makes n bits available in the bit buffer; n is at most 57.
+// load makes n bits available in the bit buffer; n is at most 32. It loads no byte more than that takes.
 func (in *input) load(n uint) error {
 	for in.count < n {
 		if !in.have(1) {
@@ -108,15 +108,8 @@ func (in *input) alignToByte() {
 	in.count -= n
 }
 
-// unload gives whole bytes in the bit buffer back to buf.
-func (in *input) unload() {
-	in.at -= int(in.count / 8)
-	in.bits, in.count = 0, 0
-}
-
 // readBytes fills b from a byte boundary.
 func (in *input) readBytes(b []byte) error {
-	in.unload()
 	for len(b) > 0 {
 		if in.at == len(in.buf) && !in.have(1) {
 			return in.ended()

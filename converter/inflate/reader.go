@@ -229,7 +229,6 @@ func (r *Reader) trailer() error {
 	if err != nil {
 		return err
 	}
-	r.in.unload()
 	r.phase = atMember
 	if !r.unchecked && (sum != r.sum || length != r.memberLen) {
 		return fmt.Errorf("%w: member of %d bytes with checksum %08x, its trailer says %d and %08x", ErrCorrupt, r.memberLen, r.sum, length, sum)

@@ -12,8 +12,6 @@ import "math/bits"
 //	     15      look at bits 13 and 14; if neither is set there is no such code
 //	     16..30  literal, base of the length or distance, or index of the second table
 //	     31      literal
-//
-// Bases of distances use bit 31 too: the largest is 24577.
 const (
 	entryEnd     = 1 << 13
 	entryLink    = 1 << 14
