@@ -32,7 +32,8 @@ build: ## bin/erofs-snapshotter
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/erofs-snapshotter
 
 .PHONY: install
-install: build ## the program, its systemd unit and an example configuration (PREFIX, SYSCONFDIR, UNITDIR, DESTDIR)
+install: ## what `make build` made, its systemd unit and an example configuration (PREFIX, SYSCONFDIR, UNITDIR, DESTDIR)
+	@test -x bin/erofs-snapshotter || { echo "bin/erofs-snapshotter is not there: run make build first, as an ordinary user"; exit 1; }
 	install -D -m 0755 bin/erofs-snapshotter $(DESTDIR)$(PREFIX)/bin/erofs-snapshotter
 	install -d $(DESTDIR)$(UNITDIR)
 	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' deploy/erofs-snapshotter.service >$(DESTDIR)$(UNITDIR)/erofs-snapshotter.service
@@ -41,7 +42,7 @@ install: build ## the program, its systemd unit and an example configuration (PR
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck and the import walls
-	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	@unformatted=$$(gofmt -l .); \
 		[ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w:" $$unformatted; exit 1; }
 	go vet ./...
 	integration/lab/tools.sh staticcheck
@@ -61,7 +62,7 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 	@git grep -lz --untracked -E '^func Fuzz' -- '*_test.go' | xargs -0 -r grep -HoE '^func Fuzz[A-Za-z0-9_]*' | sed 's/:func / /' | sort | \
 		while read -r file target; do \
 			echo "== $$target in $$(dirname "$$file") for $(FUZZTIME)"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" || exit 1; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "./$$(dirname "$$file")" || exit 1; \
 		done
 
 .PHONY: torture

@@ -8,7 +8,7 @@
 // affected: set-id programs and device nodes work inside a container.
 //
 // Besides the contract the package has what does not depend on how an image is mounted: bind mounts of directories (BindReadOnly),
-// removal (Unmount), and questions to the mount table (Mounted, MountsBelow, OverlayUsers). Everything needs root.
+// removal (Unmount), and questions to the mount table (Mounted, MountsBelow, Users). Everything needs root.
 package fsbackend
 
 import (

@@ -12,35 +12,44 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/internal/mountinfo"
 )
 
-// OverlayUsers reports which of the given directories are layers (lower, upper or work directory) of an overlay mount, in any mount
-// namespace that a process on this host lives in. An overlay goes on using a directory after it was renamed, and still names it as
-// it was called when it was mounted, so a path need not exist.
+// Users reports which of the given directories are in use: as a layer (lower, upper or work directory) of an overlay mount, or
+// because a bind mount shows them or something below them. What is mounted on one of the directories itself is no use of it. Every
+// mount namespace counts that a process on this host lives in.
+//
+// An overlay goes on using a directory after it was renamed, and still names it as it was called when it was mounted, so a path
+// need not exist.
 //
 // When in doubt a directory is in use. containerd shortens long options to names relative to some directory that the kernel does
 // not tell; such a name stands for every path that ends with it.
 //
-// It does not see an overlay that is in no mount namespace any more: unmounted lazily, and alive only because a process has a file
+// It does not see a mount that is in no mount namespace any more: unmounted lazily, and alive only because a process has a file
 // open in it. Processes in other pid namespaces are seen from the host's pid namespace only.
-func OverlayUsers(paths []string) (map[string]bool, error) {
+func Users(paths []string) (map[string]bool, error) {
 	used := make(map[string]bool)
 	if len(paths) == 0 {
 		return used, nil
 	}
 	names := indexPaths(paths)
-	err := eachMountTable(func(entries []mountinfo.Entry) {
+	places, err := indexPlaces(paths)
+	if err != nil {
+		return nil, fmt.Errorf("look for users of directories: %w", err)
+	}
+	err = eachMountTable(func(entries []mountinfo.Entry) {
+		found := places.shown(entries)
 		for _, e := range entries {
 			if e.FSType != "overlay" {
 				continue
 			}
 			for _, layer := range overlayLayers(e) {
-				for _, p := range names.matches(layer) {
-					used[p] = true
-				}
+				found = append(found, names.matches(layer)...)
 			}
+		}
+		for _, p := range found {
+			used[p] = true
 		}
 	})
 	if err != nil {
-		return nil, fmt.Errorf("look for overlay mounts: %w", err)
+		return nil, fmt.Errorf("look for users of directories: %w", err)
 	}
 	return used, nil
 }

@@ -44,7 +44,7 @@ func (l layers) all() []string { return append([]string{l.upper, l.unused}, l.lo
 
 func (l layers) mustUse(t *testing.T, paths ...string) {
 	t.Helper()
-	used, err := OverlayUsers(l.all())
+	used, err := Users(l.all())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func (l layers) mustUse(t *testing.T, paths ...string) {
 	}
 }
 
-func TestOverlayUsers(t *testing.T) {
+func TestUsers(t *testing.T) {
 	l := makeLayers(t)
 	l.mustUse(t)
 	mountOverlay(t, l.target, [2]string{"lowerdir", strings.Join(l.lower, ":")}, [2]string{"upperdir", l.upper}, [2]string{"workdir", l.work})
@@ -67,7 +67,7 @@ func TestOverlayUsers(t *testing.T) {
 
 // containerd makes long options shorter by changing into the common directory of the lower ones. The mount table then shows what it
 // gave, without a word about that directory.
-func TestOverlayUsersRelative(t *testing.T) {
+func TestUsersRelative(t *testing.T) {
 	l := makeLayers(t)
 	t.Chdir(filepath.Join(l.root, "m"))
 	mountOverlay(t, l.target, [2]string{"lowerdir", "1a:1c"}, [2]string{"upperdir", l.upper}, [2]string{"workdir", l.work})
@@ -80,14 +80,14 @@ func TestOverlayUsersRelative(t *testing.T) {
 	l.mustUse(t, l.lower[0], l.lower[1])
 }
 
-func TestOverlayUsersFromSibling(t *testing.T) {
+func TestUsersFromSibling(t *testing.T) {
 	l := makeLayers(t)
 	t.Chdir(filepath.Join(l.root, "snapshots"))
 	mountOverlay(t, l.target, [2]string{"lowerdir", "../m/1a:../m/1b"})
 	l.mustUse(t, l.lower[0], l.lower[1])
 }
 
-func TestOverlayUsersDotMayBeAnything(t *testing.T) {
+func TestUsersDotMayBeAnything(t *testing.T) {
 	l := makeLayers(t)
 	t.Chdir(l.lower[0])
 	mountOverlay(t, l.target, [2]string{"lowerdir", "../1b:."})
@@ -95,7 +95,7 @@ func TestOverlayUsersDotMayBeAnything(t *testing.T) {
 }
 
 // The upper directory of a running container becomes a layer by renaming it.
-func TestOverlayUsersAfterRename(t *testing.T) {
+func TestUsersAfterRename(t *testing.T) {
 	l := makeLayers(t)
 	mountOverlay(t, l.target, [2]string{"lowerdir", l.lower[0]}, [2]string{"upperdir", l.upper}, [2]string{"workdir", l.work})
 	if err := os.Rename(l.upper, filepath.Join(l.root, "elsewhere")); err != nil {
@@ -108,7 +108,7 @@ func TestOverlayUsersAfterRename(t *testing.T) {
 	l.mustUse(t, l.upper, l.lower[0])
 }
 
-func TestOverlayUsersThroughLinks(t *testing.T) {
+func TestUsersThroughLinks(t *testing.T) {
 	l := makeLayers(t)
 	alias := link(t, l.root)
 	mountOverlay(t, l.target, [2]string{"lowerdir", filepath.Join(alias, "m", "1a")}, [2]string{"upperdir", filepath.Join(alias, "snapshots", "12", "upper")},
@@ -124,7 +124,7 @@ func TestOverlayUsersThroughLinks(t *testing.T) {
 	l.mustUse(t, l.lower[1], l.lower[2])
 }
 
-func TestOverlayUsersOddNames(t *testing.T) {
+func TestUsersOddNames(t *testing.T) {
 	l := makeLayers(t)
 	odd := mkdir(t, l.root, "m", "a:b ,c\\d")
 	l.lower = append(l.lower, odd)
@@ -134,7 +134,7 @@ func TestOverlayUsersOddNames(t *testing.T) {
 }
 
 // Newer runtimes add layers one by one.
-func TestOverlayUsersAppended(t *testing.T) {
+func TestUsersAppended(t *testing.T) {
 	e := entryOf(t, `rw,lowerdir+=/m/1a,lowerdir+=/m/1\0722,datadir+=/m/d,upperdir=/s/u,workdir=/s/w,index=off`)
 	want := []string{"/m/1a", "/m/1:2", "/m/d", "/s/u", "/s/w"}
 	for _, w := range want {
@@ -158,7 +158,7 @@ func entryOf(t *testing.T, options string) mountinfo.Entry {
 }
 
 // An overlay that was unmounted here lives on in a namespace of its own.
-func TestOverlayUsersInOtherNamespace(t *testing.T) {
+func TestUsersInOtherNamespace(t *testing.T) {
 	l := makeLayers(t)
 	mountOverlay(t, l.target, [2]string{"lowerdir", l.lower[0] + ":" + l.lower[1]})
 	other := exec.CommandContext(t.Context(), "sleep", "600")
@@ -180,7 +180,7 @@ func TestOverlayUsersInOtherNamespace(t *testing.T) {
 }
 
 // A single thread may live in another namespace than its process.
-func TestOverlayUsersInOtherThread(t *testing.T) {
+func TestUsersInOtherThread(t *testing.T) {
 	l := makeLayers(t)
 	mountOverlay(t, l.target, [2]string{"lowerdir", l.lower[0] + ":" + l.lower[1]})
 	ready, leave, left := make(chan error), make(chan struct{}), make(chan struct{})
@@ -209,8 +209,8 @@ func TestOverlayUsersInOtherThread(t *testing.T) {
 	l.mustUse(t)
 }
 
-func TestOverlayUsersOfNothing(t *testing.T) {
-	if used, err := OverlayUsers(nil); err != nil || len(used) != 0 {
+func TestUsersOfNothing(t *testing.T) {
+	if used, err := Users(nil); err != nil || len(used) != 0 {
 		t.Errorf("got %v, %v", used, err)
 	}
 }

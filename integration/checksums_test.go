@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -74,17 +75,27 @@ func (s *story) startReader(ref, id string) {
 	s.t.Helper()
 	sums, err := baseSums()
 	s.must(err)
-	s.start(ref, id, "/bin/sh", "-ec", fmt.Sprintf("cat >/sums <<'END'\n%sEND\necho 0 >/rounds\nround=0\nwhile :; do %s; round=$((round+1)); echo $round >/rounds; done", sums, checkSums))
+	s.start(ref, id, readForEver(sums)...)
+}
+
+// readForEver is the command of a reader. It counts its rounds in a file.
+func readForEver(sums string) []string {
+	return []string{"/bin/sh", "-ec", fmt.Sprintf(`cat >/sums <<'END'
+%sEND
+round=0
+while :; do
+	echo $round >/rounds.new
+	mv /rounds.new /rounds
+	%s
+	round=$((round+1))
+done`, sums, checkSums)}
 }
 
 // rounds is how often a reader has read everything. The reader must be alive.
 func (s *story) rounds(id string) int {
 	s.t.Helper()
-	var n int
-	out := s.exec(id, "cat /rounds")
-	if _, err := fmt.Sscan(out, &n); err != nil {
-		s.t.Fatalf("reader %s says %q: %v", id, out, err)
-	}
+	n, err := strconv.Atoi(strings.TrimSpace(s.exec(id, "cat /rounds")))
+	s.must(err)
 	return n
 }
 

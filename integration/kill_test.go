@@ -23,7 +23,7 @@ var killedImages = []string{"nginx-gzip", "node-zstd"}
 
 const (
 	// killsInShort and killsInLong are how often the daemon is killed. EROFS_TORTURE_KILLS says it exactly.
-	killsInShort, killsInLong = 30, 200
+	killsInShort, killsInLong = 25, 200
 	// bystanders is how many of the containers that were started between kills go on running.
 	bystanders = 4
 	// killedCollection is how long after a removal the daemon may still be collecting.

@@ -37,7 +37,7 @@ func TestNerdctl(t *testing.T) {
 				continue // TestLifecycle does it
 			}
 			pull := (*story).pullByTransfer
-			if i%2 == 1 {
+			if p.image == "node" {
 				pull = (*story).pullByClient
 			}
 			t.Run(p.image+"-"+variant, func(t *testing.T) { nerdctl(t, p, variant, pull) })

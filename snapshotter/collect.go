@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -18,22 +17,17 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
-const (
-	// collectEvery is how often we look for what became garbage without a call: a pin that was released, an overlay that was
-	// unmounted. Such a look reads two small directories and the metadata.
-	collectEvery = 5 * time.Second
+// collectEvery is how often we look for what became garbage without a call: a pin that was released, an overlay that was
+// unmounted. Such a look reads two small directories and the metadata.
+const collectEvery = 5 * time.Second
 
-	// removingPrefix marks directories in snapshots/ that are being deleted.
-	removingPrefix = ".removing-"
-)
-
-// Cleanup deletes what no snapshot refers to and whose grace is over.
+// Cleanup deletes what no snapshot refers to and whose grace is over, and returns when its space is free.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	_, err := s.collect(ctx)
-	return err
+	return errors.Join(err, s.layers.DeleteDiscarded())
 }
 
-// garbage is what a collection deletes.
+// garbage is what a collection takes away.
 type garbage struct {
 	dirs      []string              // names in snapshots/
 	instances []layerstore.Instance // without a reference or pin, for at least the grace
@@ -43,8 +37,9 @@ type garbage struct {
 
 func (g garbage) empty() bool { return len(g.dirs)+len(g.instances)+len(g.numbers) == 0 }
 
-// collect deletes garbage and returns when to look again. One thing that cannot be deleted does not keep the others: errors
-// are collected, and the next collection tries again.
+// collect takes garbage out of the metadata, unmounts it and renames it away; deleting the files, which can take seconds, is
+// left to others. It returns when to look again. One thing that cannot be collected does not keep the others: errors are
+// gathered, and the next collection tries again.
 func (s *Snapshotter) collect(ctx context.Context) (next time.Duration, err error) {
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
@@ -63,10 +58,11 @@ func (s *Snapshotter) collect(ctx context.Context) (next time.Duration, err erro
 		errs = append(errs, s.disown(ctx, &g))
 		step.Reached("collect/disowned")
 	}
-	errs = append(errs, s.sweepMounts(ctx), s.deleteDiscarded(), s.layers.DeleteDiscarded())
+	errs = append(errs, s.sweepMounts(ctx))
 	for _, inst := range g.instances {
 		s.log.Info("layer instance collected", "instance", inst.ID, "layer", inst.Layer, "bytes", inst.DiskBytes)
 	}
+	wake(s.wakeDelete)
 	if err := errors.Join(errs...); err != nil {
 		return collectEvery, fmt.Errorf("collect: %w", err)
 	}
@@ -134,9 +130,14 @@ func (s *Snapshotter) staleSnapshotDirs(ctx context.Context) ([]string, error) {
 	return stale, nil
 }
 
-// keepUsed takes out of g the directories that a live overlay mount uses: unlike the files of an EROFS mount they must not be
+// keepUsed takes out of g the directories that a live overlay or bind mount uses: unlike the files of an EROFS mount they must not be
 // deleted under it. If the mounts cannot be listed, all directories are kept.
-func (s *Snapshotter) keepUsed(ctx context.Context, g *garbage) error {
+func (s *Snapshotter) keepUsed(ctx context.Context, g *garbage) (err error) {
+	defer func() {
+		if err != nil {
+			g.dirs, g.instances = nil, onlyEROFS(g.instances)
+		}
+	}()
 	var paths []string
 	for _, name := range g.dirs {
 		paths = append(paths, filepath.Join(s.root, "snapshots", name, "upper"))
@@ -148,9 +149,8 @@ func (s *Snapshotter) keepUsed(ctx context.Context, g *garbage) error {
 	for _, path := range lowers {
 		paths = append(paths, path...)
 	}
-	used, err := fsbackend.OverlayUsers(paths)
+	used, err := fsbackend.Users(paths)
 	if err != nil {
-		g.dirs, g.instances = nil, onlyEROFS(g.instances)
 		return err
 	}
 	g.dirs = keepIf(g.dirs, func(name string) bool {
@@ -167,8 +167,8 @@ func (s *Snapshotter) keepUsed(ctx context.Context, g *garbage) error {
 	return nil
 }
 
-// directoryMounts returns the names under which overlay mounts may use directory instances: the mount of the instance as a
-// lower, and the upper directory that it once was, if a snapshot was committed while it was mounted.
+// directoryMounts returns the names under which mounts may use directory instances: the directory itself, its mount in m/, and
+// the upper directory that it once was, if a snapshot was committed while it was mounted.
 func (s *Snapshotter) directoryMounts(ctx context.Context, instances []layerstore.Instance) (map[layerstore.ID][]string, error) {
 	paths := map[layerstore.ID][]string{}
 	err := s.view(ctx, func(_ context.Context, r *records) error {
@@ -176,6 +176,7 @@ func (s *Snapshotter) directoryMounts(ctx context.Context, instances []layerstor
 			if inst.Kind != layerstore.Directory {
 				continue
 			}
+			paths[inst.ID] = append(paths[inst.ID], s.layers.DirPath(inst.ID))
 			if n, ok := r.mountNumber(inst.ID); ok {
 				paths[inst.ID] = append(paths[inst.ID], s.mountDir(n))
 			}
@@ -203,26 +204,30 @@ func keepIf[T any](all []T, keep func(T) bool) []T {
 }
 
 // disown takes garbage out of the metadata and renames it away, after it has checked again, under the write lock, that it
-// still is garbage: nobody can get a reference to it after that.
+// still is garbage: nobody can get a reference to it after that. What cannot be renamed stays, and leaves g.
 func (s *Snapshotter) disown(ctx context.Context, g *garbage) error {
-	return s.update(ctx, func(ctx context.Context, r *records) error {
-		g.instances = keepIf(g.instances, func(inst layerstore.Instance) bool { return !r.referenced(inst.ID) })
-		var gone []layerstore.Instance
-		for _, inst := range g.instances {
-			err := s.layers.Discard(inst.ID)
-			if errdefs.IsFailedPrecondition(err) {
-				continue // pinned meanwhile
+	var errs []error
+	// Renames are not undone: a caller that gives up halfway must not keep the metadata from following them.
+	err := s.update(context.WithoutCancel(ctx), func(ctx context.Context, r *records) error {
+		g.instances = keepIf(g.instances, func(inst layerstore.Instance) bool {
+			if r.referenced(inst.ID) {
+				return false
 			}
+			err := s.layers.Discard(inst.ID)
 			if err != nil {
-				return err
+				if !errdefs.IsFailedPrecondition(err) { // that is: pinned meanwhile
+					errs = append(errs, err)
+				}
+				return false
 			}
 			step.Reached("collect/discarded")
+			return true
+		})
+		for _, inst := range g.instances {
 			if err := r.forget(inst.ID); err != nil {
 				return err
 			}
-			gone = append(gone, inst)
 		}
-		g.instances = gone
 		for _, id := range g.numbers {
 			if s.vanished(r, id) {
 				if err := r.forget(id); err != nil {
@@ -239,45 +244,14 @@ func (s *Snapshotter) disown(ctx context.Context, g *garbage) error {
 			if err != nil {
 				return err
 			}
-			if kind, ok := kinds[id]; ok && kind != snapshots.KindCommitted {
-				continue
-			}
-			if err := s.discardSnapshotDir(name); err != nil {
-				return err
+			if kind, ok := kinds[id]; !ok || kind == snapshots.KindCommitted {
+				errs = append(errs, s.layers.DiscardDir(filepath.Join(s.root, "snapshots", name)))
 			}
 		}
 		step.Reached("collect/disowning")
 		return nil
 	})
-}
-
-// discardSnapshotDir renames a directory of snapshots/ away. It is called inside of a write transaction; deleteDiscarded
-// deletes it later, outside.
-func (s *Snapshotter) discardSnapshotDir(name string) error {
-	dir := filepath.Join(s.root, "snapshots")
-	for try := 0; ; try++ {
-		to := filepath.Join(dir, fmt.Sprintf("%s%s-%d", removingPrefix, name, try))
-		if _, err := os.Lstat(to); err == nil {
-			continue
-		}
-		return os.Rename(filepath.Join(dir, name), to)
-	}
-}
-
-// deleteDiscarded deletes what discardSnapshotDir renamed.
-func (s *Snapshotter) deleteDiscarded() error {
-	dir := filepath.Join(s.root, "snapshots")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), removingPrefix) {
-			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
-		}
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, err)...)
 }
 
 // sweepMounts removes the mounts that belong to no instance. The names are read before the records: a number is in the

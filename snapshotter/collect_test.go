@@ -89,6 +89,35 @@ func TestDirectoriesUnderALiveOverlayAreKept(t *testing.T) {
 	}
 }
 
+// TestDirectoriesUnderALiveBindMountAreKept: without two directories to stack, the mount of a snapshot is a bind mount.
+func TestDirectoriesUnderALiveBindMountAreKept(t *testing.T) {
+	s := start(t, immediate(newRoot(t)))
+	commit(t, s, "base", "", oneFile(t, "file", "content"))
+	mounts, err := s.View(t.Context(), "view", "base")
+	view := t.TempDir()
+	must(t, err)
+	must(t, mount.All(mounts, view))
+	defer mount.UnmountAll(view, 0)
+	mounts, err = s.Prepare(t.Context(), "active", "")
+	active := t.TempDir()
+	must(t, err)
+	must(t, mount.All(mounts, active))
+	defer mount.UnmountAll(active, 0)
+	must(t, os.WriteFile(filepath.Join(active, "file"), []byte("content"), 0o600))
+
+	for _, key := range []string{"view", "base", "active"} {
+		must(t, s.Remove(t.Context(), key))
+	}
+	must(t, s.Cleanup(t.Context()))
+	wantContent(t, filepath.Join(view, "file"), "content")
+	wantContent(t, filepath.Join(active, "file"), "content")
+
+	must(t, mount.UnmountAll(view, 0))
+	must(t, mount.UnmountAll(active, 0))
+	must(t, s.Cleanup(t.Context()))
+	must(t, checkConsistent(t.Context(), s))
+}
+
 // TestRemoveAndPullAgainUnderALiveOverlay is the removal of an image whose container runs.
 func TestRemoveAndPullAgainUnderALiveOverlay(t *testing.T) {
 	s := start(t, immediate(newRoot(t)))
@@ -240,6 +269,29 @@ func TestFailedMountRemovesTheSnapshot(t *testing.T) {
 	}
 	must(t, s.Cleanup(t.Context()))
 	must(t, checkConsistent(t.Context(), s))
+}
+
+// TestFailedMountAndReusedKey: while the mount was waited for, the snapshot was removed and its key given to another one.
+func TestFailedMountAndReusedKey(t *testing.T) {
+	backend := stuckBackend{file.New(file.Options{}), make(chan struct{}), make(chan error)}
+	s := start(t, Options{Root: newRoot(t), Backend: backend, Grace: -1})
+	pull(t, s, "image", "", "file", "content")
+	result := make(chan error)
+	go func() {
+		_, err := s.Prepare(context.Background(), "key", "image")
+		result <- err
+	}()
+	<-backend.entered
+	must(t, s.Remove(t.Context(), "key"))
+	_, err := s.Prepare(t.Context(), "key", "")
+	must(t, err)
+	backend.release <- errors.New("mount refused")
+	if err := <-result; err == nil || errdefs.IsNotFound(err) {
+		t.Errorf("Prepare without a mount: %v", err)
+	}
+	if _, err := s.Stat(t.Context(), "key"); err != nil {
+		t.Errorf("the other snapshot: %v", err)
+	}
 }
 
 func TestRefusedCommitChangesNothing(t *testing.T) {

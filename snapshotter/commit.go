@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 
@@ -77,12 +78,29 @@ func (s *Snapshotter) layerOf(r *records, id uint64, taken *adoption) (layerstor
 		return inst.ID, nil
 	}
 	// A layer that came through the differ and was then written to: nothing can say both in one instance.
-	written, err := os.ReadDir(upper)
+	written, err := firstEntry(upper)
 	if err != nil {
 		return "", err
 	}
-	if len(written) > 0 {
-		return "", fmt.Errorf("it has the layer %s and files written beside it, such as %q: %w", rec.Bound, written[0].Name(), errdefs.ErrFailedPrecondition)
+	if written != "" {
+		return "", fmt.Errorf("it has the layer %s and files written beside it, such as %q: %w", rec.Bound, written, errdefs.ErrFailedPrecondition)
 	}
 	return rec.Bound, nil
+}
+
+// firstEntry returns a name in a directory, or "" if there is none.
+func firstEntry(dir string) (string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(1)
+	if err == io.EOF {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return names[0], nil
 }

@@ -16,11 +16,23 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
 // importTar imports a layer of files, which are given as name, content, name, content...
 func importTar(t testing.TB, s *Snapshotter, files ...string) (layerstore.Instance, layerstore.Pin) {
+	t.Helper()
+	b := tarOf(t, files...)
+	inst, pin, err := s.Layers().Import(t.Context(), digest.FromBytes(b), func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(b)), nil
+	})
+	must(t, err)
+	return inst, pin
+}
+
+// tarOf returns a tar of regular files, given as name, content, name, content, ...
+func tarOf(t testing.TB, files ...string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -30,11 +42,7 @@ func importTar(t testing.TB, s *Snapshotter, files ...string) (layerstore.Instan
 		must(t, err)
 	}
 	must(t, w.Close())
-	inst, pin, err := s.Layers().Import(t.Context(), digest.FromBytes(b.Bytes()), func(context.Context) (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(b.Bytes())), nil
-	})
-	must(t, err)
-	return inst, pin
+	return b.Bytes()
 }
 
 // pull makes a committed snapshot the way containerd does with our differ.
@@ -51,6 +59,34 @@ func pull(t testing.TB, s *Snapshotter, name, parent string, files ...string) la
 	pin.Release()
 	must(t, s.Commit(t.Context(), name, "extract "+name))
 	return inst
+}
+
+// TestUsageOfWhatMoves: between the look into the metadata and the look at the disk the snapshot is committed, or converted.
+func TestUsageOfWhatMoves(t *testing.T) {
+	s := start(t, immediate(newRoot(t)))
+	_, err := s.Prepare(t.Context(), "active", "")
+	must(t, err)
+	var meanwhile func()
+	step.Hook = func(name string) {
+		if change := meanwhile; name == "usage/known" && change != nil {
+			meanwhile = nil
+			change()
+		}
+	}
+	defer func() { step.Hook = nil }()
+	meanwhile = func() { must(t, s.Commit(t.Context(), "committed", "active")) }
+	if _, err := s.Usage(t.Context(), "active"); !errdefs.IsNotFound(err) {
+		t.Errorf("usage of a snapshot that is committed meanwhile: %v", err)
+	}
+	meanwhile = func() {
+		convertAll(t, s)
+		must(t, s.Cleanup(t.Context()))
+	}
+	u, err := s.Usage(t.Context(), "committed")
+	must(t, err)
+	if u.Size == 0 {
+		t.Errorf("usage of a snapshot that is converted meanwhile: %+v", u)
+	}
 }
 
 func TestUsageIsChargedOnce(t *testing.T) {

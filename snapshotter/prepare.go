@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -42,10 +43,34 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	}
 	if err != nil {
 		err = fmt.Errorf("prepare snapshot %q: %w", key, err)
-		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
+		return nil, errors.Join(err, s.withdraw(context.WithoutCancel(ctx), st.snapshot))
 	}
 	step.Reached("prepare/mounted")
 	return mounts, nil
+}
+
+// withdraw removes the active snapshot or view with this id, if it is still there. By now its key may be another one's.
+func (s *Snapshotter) withdraw(ctx context.Context, id uint64) error {
+	err := s.update(ctx, func(ctx context.Context, r *records) error {
+		keys, err := storage.IDMap(ctx)
+		if err != nil {
+			return err
+		}
+		key, ok := keys[strconv.FormatUint(id, 10)]
+		if !ok {
+			return nil
+		}
+		_, kind, err := snapshotKind(ctx, key)
+		if err != nil || kind == snapshots.KindCommitted { // somebody took it as it is
+			return err
+		}
+		if _, _, err := storage.Remove(ctx, key); err != nil {
+			return err
+		}
+		return r.remove(id)
+	})
+	wake(s.wakeCollect)
+	return err
 }
 
 // enter writes a new snapshot into the metadata and makes its directory.
@@ -128,7 +153,7 @@ func (s *Snapshotter) makeSnapshotDir(st stack) error {
 	dir := s.snapshotDir(st.snapshot)
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
-		if err = s.discardSnapshotDir(filepath.Base(dir)); err == nil {
+		if err = s.layers.DiscardDir(dir); err == nil {
 			err = os.Mkdir(dir, 0o700)
 		}
 	}

@@ -98,6 +98,7 @@ func (s *Snapshotter) update(ctx context.Context, fn func(context.Context, *reco
 		return err
 	}
 	defer tx.Rollback() // does nothing after a commit; also when fn panics
+	s.reserve()
 	r, err := openRecords(tx)
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 
 // recover repairs what a crash or a power cut left. Each part may be cut short and repeated.
 func (s *Snapshotter) recover(ctx context.Context) error {
-	var active []uint64
+	var active, empty []uint64 // active snapshots, views of nothing
 	err := s.update(ctx, func(ctx context.Context, r *records) error {
 		kinds, err := snapshotKinds(ctx)
 		if err != nil {
@@ -25,6 +25,8 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		for id, kind := range kinds {
 			if kind == snapshots.KindActive {
 				active = append(active, id)
+			} else if rec, err := r.get(id); err == nil && kind == snapshots.KindView && len(rec.Lowers) == 0 {
+				empty = append(empty, id)
 			}
 		}
 		if err := s.repeatAdoptions(r); err != nil {
@@ -39,14 +41,15 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	for _, id := range active {
-		if err := s.restoreSnapshotDir(id); err != nil {
-			return err
-		}
+		s.restoreDirs(s.upperDir(id), s.workDir(id))
+	}
+	for _, id := range empty {
+		s.restoreDirs(s.upperDir(id))
 	}
 	if err := s.unmountMissing(ctx); err != nil {
 		return err
 	}
-	// What collection can delete now it deletes now; instances nobody refers to have their grace.
+	// What is garbage already goes now; instances nobody refers to have their grace. Run deletes the files.
 	if _, err := s.collect(ctx); err != nil {
 		s.log.Warn("collection at start left something for the next one", "cause", err)
 	}
@@ -162,23 +165,22 @@ func (s *Snapshotter) returnDirectories(ctx context.Context, active []uint64) er
 	return nil
 }
 
-// restoreSnapshotDir makes the directories of an active snapshot that are not there. A crash does not cost them, but a power
-// cut may, soon after Prepare: they are not synced.
-func (s *Snapshotter) restoreSnapshotDir(id uint64) error {
-	for _, dir := range []string{s.upperDir(id), s.workDir(id)} {
+// restoreDirs makes the directories of a snapshot that are not there. A crash does not cost them, but a power cut may, soon after
+// Prepare: they are not synced. One that cannot be made, on a full disk, is missed by its snapshot alone.
+func (s *Snapshotter) restoreDirs(dirs ...string) {
+	for _, dir := range dirs {
 		_, err := os.Lstat(dir)
 		if err == nil {
 			continue
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return err
+		if errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("directory of a snapshot was lost, probably in a power cut: made anew", "path", dir)
+			err = os.MkdirAll(dir, 0o755)
 		}
-		s.log.Warn("directory of an active snapshot was lost, probably in a power cut: made anew", "path", dir)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
+		if err != nil {
+			s.log.Error("directory of a snapshot not restored: it cannot be mounted", "path", dir, "cause", err)
 		}
 	}
-	return nil
 }
 
 // unmountMissing removes the mounts of instances that the layer store does not have any more because they were damaged: when

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
@@ -40,11 +41,48 @@ func TestPowerCutAfterPrepare(t *testing.T) {
 	s := start(t, immediate(root))
 	_, err := s.Prepare(t.Context(), "active", "")
 	must(t, err)
+	_, err = s.View(t.Context(), "nothing", "")
+	must(t, err)
 	must(t, s.Close())
 	must(t, os.RemoveAll(s.snapshotDir(1)))
+	must(t, os.RemoveAll(s.snapshotDir(2)))
 	s = start(t, immediate(root))
 	must(t, checkConsistent(t.Context(), s))
 	must(t, s.Commit(t.Context(), "committed", "active"))
+	mounts, err := s.Mounts(t.Context(), "nothing")
+	mounted(t, mounts, err)
+}
+
+// TestUndeletable: a file that a container made immutable keeps nothing but itself.
+func TestUndeletable(t *testing.T) {
+	root := newRoot(t)
+	s := start(t, immediate(root))
+	commit(t, s, "image", "", oneFile(t, "file", "content"))
+	path := filepath.Join(s.layers.DirPath(instanceOf(t, s, "image").ID), "file")
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	immutable := func(flags int) {
+		t.Helper()
+		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags); err != nil {
+			t.Skipf("needs a filesystem with immutable files: %v", err)
+		}
+	}
+	immutable(0x10) // FS_IMMUTABLE_FL
+	defer immutable(0)
+	must(t, s.Remove(t.Context(), "image"))
+	if err := s.Cleanup(t.Context()); err == nil {
+		t.Error("an immutable file was deleted")
+	}
+	must(t, s.Close())
+
+	s = start(t, immediate(root))
+	pull(t, s, "image", "", "file", "content")
+	must(t, s.Remove(t.Context(), "image"))
+	if err := s.Cleanup(t.Context()); err == nil {
+		t.Error("what is left is not reported")
+	}
+	must(t, checkConsistent(t.Context(), s))
 }
 
 // TestDamagedLayer: a layer whose files were damaged is not handed out, and is whole again when it was imported again.

@@ -10,6 +10,10 @@
 //	       layers/<instance id>/  see layerstore
 //	       m/<n>/                 the mount of an instance; n is a number that is never used again, in base 36
 //	       snapshots/<id>/        upper/ and work/ of an active snapshot, upper/ of a view of nothing
+//	       removing/              what is being deleted, see layerstore
+//
+// metadata.db has some of the disk reserved ahead of its end, and what is deleted is renamed to where there is room for a name:
+// Remove and Cleanup work when the disk is full.
 //
 // Snapshots and instances are the truth. Mounts are derived: Prepare, View and Mounts make those that are missing, so after
 // a reboot containers start again without a pull.
@@ -36,7 +40,7 @@
 // Remove changes metadata only and never waits for a mount. Collection (Cleanup, and a timer of Run) deletes what nothing
 // refers to: directories of removed snapshots at once, instances after a grace during which the same layer may be wanted
 // again. EROFS files may be deleted under a running container, which keeps the superblock; directories may not, so an upper
-// directory or a directory instance that a live overlay mount names is kept until the mount has gone.
+// directory or a directory instance that a live overlay or bind mount uses is kept until the mount has gone.
 //
 // # After a crash
 //
@@ -117,12 +121,14 @@ type Snapshotter struct {
 	meta    *storage.MetaStore
 	overlay []string // options of all our overlay mounts
 
+	reservedFor int64 // the length of metadata.db for which reserve was done; guarded by the write transaction
+
 	mounting   numberLocks
 	collecting sync.Mutex
 	idle       map[layerstore.ID]time.Time // since when an instance has no reference; guarded by collecting
 
-	// Each holds at most one signal: something may have to be converted, collected.
-	wakeConvert, wakeCollect chan struct{}
+	// Each holds at most one signal: something may have to be converted, collected, deleted.
+	wakeConvert, wakeCollect, wakeDelete chan struct{}
 }
 
 var (
@@ -145,6 +151,7 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 		idle:        map[layerstore.ID]time.Time{},
 		wakeConvert: make(chan struct{}, 1),
 		wakeCollect: make(chan struct{}, 1),
+		wakeDelete:  make(chan struct{}, 1),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -191,7 +198,7 @@ func checkRoot(root string) (string, error) {
 }
 
 func (s *Snapshotter) openMetadata(ctx context.Context) error {
-	path := filepath.Join(s.root, "metadata.db")
+	path := s.metadataPath()
 	meta, err := storage.NewMetaStore(path, func(o *bbolt.Options) error {
 		o.Timeout = lockTimeout
 		return nil
@@ -222,6 +229,8 @@ func (s *Snapshotter) Close() error {
 	}
 	return errors.Join(err, s.meta.Close())
 }
+
+func (s *Snapshotter) metadataPath() string { return filepath.Join(s.root, "metadata.db") }
 
 func (s *Snapshotter) snapshotDir(id uint64) string {
 	return filepath.Join(s.root, "snapshots", fmt.Sprint(id))

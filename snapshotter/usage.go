@@ -2,10 +2,14 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
@@ -15,6 +19,18 @@ var sharedUsage = snapshots.Usage{Size: 0, Inodes: 1}
 // Usage returns what a snapshot takes on disk, without its parents. An instance that several committed snapshots share is
 // charged to the oldest of them alone. A view takes nothing.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	u, err := s.usage(ctx, key)
+	if errors.Is(err, fs.ErrNotExist) || errdefs.IsNotFound(err) {
+		// What was to be measured may have been committed, or converted and collected, since we were told where it is.
+		u, err = s.usage(ctx, key)
+	}
+	if err != nil {
+		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, err)
+	}
+	return u, nil
+}
+
+func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	var (
 		id       uint64
 		kind     snapshots.Kind
@@ -37,6 +53,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
+	step.Reached("usage/known")
 	var u layerstore.Usage
 	switch {
 	case kind == snapshots.KindActive:
@@ -46,8 +63,5 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	case kind == snapshots.KindCommitted:
 		return sharedUsage, nil
 	}
-	if err != nil {
-		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, err)
-	}
-	return snapshots.Usage{Size: u.Bytes, Inodes: u.Inodes}, nil
+	return snapshots.Usage{Size: u.Bytes, Inodes: u.Inodes}, err
 }

@@ -153,6 +153,7 @@ func newServer(sn *snapshotter.Snapshotter, d *differ.Differ, log *slog.Logger) 
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.UnaryInterceptor(logUnary(log)),
 		grpc.StreamInterceptor(logStream(log)),
+		grpc.WaitForHandlers(true), // what they use is closed next
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
 	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(d, d))

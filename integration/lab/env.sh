@@ -31,7 +31,7 @@ codename() { (. /etc/os-release && echo "$VERSION_CODENAME"); }
 
 # debian_mirror: the address of the mirror that this machine's apt uses for its own release. apt knows it when its lists are there.
 debian_mirror() {
-	apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' |
+	apt-get indextargets --format '$(SITE) $(CODENAME)' 'Created-By: Packages' |
 		awk -v r="$(codename)" '$2 == r && !site { site = $1; print site } END { exit !site }'
 }
 

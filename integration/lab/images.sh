@@ -62,7 +62,7 @@ main() {
 	locked images forget_others
 	(cd "$HERE" && GOFLAGS= go build -o "$CACHE/bin/ociimage" ./ociimage) || die "build ociimage"
 	# Three at a time: while one waits for the network, another unpacks.
-	printf '%s\n' "$@" | xargs -n 1 -P 3 "$0" --one || die "not all images could be made"
+	printf '%s\n' "$@" | xargs -n 1 -P 3 "$HERE/images.sh" --one || die "not all images could be made"
 }
 
 main "$@"

@@ -5,8 +5,8 @@
 // instance ready. Nothing is written below the mounts.
 //
 // What is not ours to do is answered with errdefs.ErrNotImplemented, on which containerd's diff service asks its next differ:
-// mounts of other snapshotters, layers that are not tar (EROFS images, encrypted layers, types of other tools), and Compare,
-// which containerd's walking differ does on any mount.
+// mounts of other snapshotters, layers that are not tar (EROFS images, encrypted layers, types of other tools),
+// layers whose digest is not SHA-256 (another would not be checked), and Compare, which containerd's walking differ does on any mount.
 //
 // Converting is shared: any number of snapshots that ask for the same layer at once wait for one conversion, and a layer that is
 // there already is bound without reading a byte. A crash leaves the snapshot unbound; containerd applies again on the next pull.

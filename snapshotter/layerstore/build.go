@@ -24,6 +24,10 @@ func (s *Store) make(ctx context.Context, id ID, fill fill) (_ Instance, err err
 			err = errors.Join(err, os.RemoveAll(work))
 		}
 	}()
+	// What an earlier attempt could not delete must not stand in the way of this one, the only one for this id.
+	if err := os.RemoveAll(work); err != nil {
+		return Instance{}, err
+	}
 	if err := os.Mkdir(work, 0o700); err != nil {
 		return Instance{}, err
 	}

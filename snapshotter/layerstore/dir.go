@@ -119,9 +119,13 @@ func (s *Store) ConvertDir(ctx context.Context, id ID) (Instance, Pin, error) {
 	to := randomID()
 	inst, err := s.make(ctx, to, func(ctx context.Context, t converter.Target) (Instance, error) {
 		res, err := s.fromDir(ctx, s.DirPath(id), t, s.limits)
+		if err != nil {
+			return Instance{}, err
+		}
+		s.log.Debug("directory converted", "instance", to, "from", id, "image_bytes", res.MetaBytes+res.DataBytes, "inodes", res.Inodes, dropped(res))
 		inst := fromResult(res)
 		inst.Origin = string(id)
-		return inst, err
+		return inst, nil
 	})
 	if err != nil {
 		return Instance{}, Pin{}, fmt.Errorf("convert directory instance %s: %w", id, err)

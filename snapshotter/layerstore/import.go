@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
@@ -33,19 +36,23 @@ var errAbandoned = errors.New("cancelled with its last waiter")
 //
 // One conversion runs for one id at a time, whoever asks; the others wait for it. When ctx ends, only this caller stops
 // waiting; the conversion ends with its last waiter. The blob that was read must have the digest layer: otherwise all
-// waiters get an error that names both, and nothing is left behind.
+// waiters get an error that names both, and nothing is left behind. A digest that is not SHA-256 cannot be checked and is
+// errdefs.ErrNotImplemented.
+//
+// The opener that is used is that of the first. When it does not find the blob (any more), another caller's may: it may ask in
+// another namespace of containerd.
 func (s *Store) Import(ctx context.Context, layer digest.Digest, open Opener) (Instance, Pin, error) {
 	if err := checkDigest(layer); err != nil {
 		return Instance{}, Pin{}, err
 	}
 	id := EagerID(layer)
 	for {
-		inst, pin, b, err := s.join(ctx, id, layer, open)
+		inst, pin, b, mine, err := s.join(ctx, id, layer, open)
 		if err != nil || b == nil {
 			return inst, pin, err
 		}
 		inst, pin, err = s.wait(ctx, id, b)
-		if errors.Is(err, errAbandoned) && ctx.Err() == nil {
+		if !mine && ctx.Err() == nil && (errors.Is(err, errAbandoned) || errdefs.IsNotFound(err)) {
 			continue
 		}
 		if err != nil {
@@ -60,24 +67,24 @@ func checkDigest(layer digest.Digest) error {
 		return fmt.Errorf("import layer %q: %w", layer, err)
 	}
 	if layer.Algorithm() != digest.SHA256 {
-		return fmt.Errorf("import layer %s: only sha256 digests can be checked", layer)
+		return fmt.Errorf("import layer %s: only sha256 digests can be checked: %w", layer, errdefs.ErrNotImplemented)
 	}
 	return nil
 }
 
-// join returns the instance with a pin if it is there, and otherwise the build to wait for.
-func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opener) (Instance, Pin, *build, error) {
+// join returns the instance with a pin if it is there, and otherwise the build to wait for, and whether this call began it.
+func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opener) (_ Instance, _ Pin, _ *build, mine bool, _ error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if inst, ok := s.instances[id]; ok {
-		return inst, s.pin(id), nil, nil
+		return inst, s.pin(id), nil, false, nil
 	}
 	if b := s.builds[id]; b != nil {
 		b.waiters++
-		return Instance{}, Pin{}, b, nil
+		return Instance{}, Pin{}, b, false, nil
 	}
 	if s.closed {
-		return Instance{}, Pin{}, nil, errors.New("layer store is closed")
+		return Instance{}, Pin{}, nil, false, errors.New("layer store is closed")
 	}
 	// The conversion belongs to all who wait, not to the first: it keeps the values of ctx but not its end.
 	buildCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -90,7 +97,7 @@ func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opene
 		})
 		s.finish(id, b, inst, err)
 	})
-	return Instance{}, Pin{}, b, nil
+	return Instance{}, Pin{}, b, true, nil
 }
 
 // finish makes the result of b known. The instance gets a pin for every waiter before anybody can remove it.
@@ -144,6 +151,7 @@ func (s *Store) leave(b *build) bool {
 
 // convertLayer converts a layer's blob and checks its digest.
 func (s *Store) convertLayer(ctx context.Context, layer digest.Digest, open Opener, t converter.Target) (Instance, error) {
+	start := time.Now()
 	blob, err := open(ctx)
 	if err != nil {
 		return Instance{}, err
@@ -156,9 +164,19 @@ func (s *Store) convertLayer(ctx context.Context, layer digest.Digest, open Open
 	if res.Blob != layer {
 		return Instance{}, fmt.Errorf("digest mismatch: want %s, got %s (%d bytes)", layer, res.Blob, res.BlobBytes)
 	}
+	s.log.Info("layer converted", "layer", layer, "blob_bytes", res.BlobBytes, "tar_bytes", res.DiffBytes,
+		"image_bytes", res.MetaBytes+res.DataBytes, "inodes", res.Inodes, "took", time.Since(start), dropped(res))
 	inst := fromResult(res)
 	inst.Layer = layer
 	return inst, nil
+}
+
+// dropped is a log attribute for what was left out of the image, none if nothing was.
+func dropped(res converter.Result) slog.Attr {
+	if res.Dropped == (converter.Dropped{}) {
+		return slog.Attr{}
+	}
+	return slog.String("dropped", fmt.Sprintf("%+v", res.Dropped))
 }
 
 func fromResult(res converter.Result) Instance {

@@ -1,9 +1,12 @@
 package layerstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -176,6 +179,64 @@ func TestImportIsSharedByAllWhoWait(t *testing.T) {
 	}
 	if s.Pinned(EagerID(dgst)) {
 		t.Error("still pinned after every pin was released")
+	}
+}
+
+// TestImportWithAnotherOpener: who began the conversion does not see the blob any more, who waits for it does.
+func TestImportWithAnotherOpener(t *testing.T) {
+	s := open(t, t.TempDir())
+	b, dgst := layer(t, "content")
+	opening, fail := make(chan struct{}), make(chan struct{})
+	first := make(chan error)
+	go func() {
+		_, _, err := s.Import(context.Background(), dgst, func(context.Context) (io.ReadCloser, error) {
+			close(opening)
+			<-fail
+			return nil, errdefs.ErrNotFound
+		})
+		first <- err
+	}()
+	<-opening
+	second := make(chan error)
+	go func() {
+		_, pin, err := s.Import(context.Background(), dgst, opener(b))
+		pin.Release()
+		second <- err
+	}()
+	for waiters(s, EagerID(dgst)) < 2 {
+		runtime.Gosched()
+	}
+	close(fail)
+	if err := <-first; !errdefs.IsNotFound(err) {
+		t.Errorf("who does not see the blob: %v", err)
+	}
+	if err := <-second; err != nil {
+		t.Errorf("who sees the blob: %v", err)
+	}
+}
+
+// TestImportIsLogged: one line for a conversion, which says what was left out.
+func TestImportIsLogged(t *testing.T) {
+	var log bytes.Buffer
+	s, err := Open(t.TempDir(), Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	must(t, err)
+	b, dgst := layer(t, "content")
+	real := s.fromTar
+	s.fromTar = func(ctx context.Context, r io.Reader, target converter.Target, l converter.Limits) (converter.Result, error) {
+		res, err := real(ctx, r, target, l)
+		res.Dropped.AUFS = 3
+		return res, err
+	}
+	for range 2 {
+		_, pin, err := s.Import(t.Context(), dgst, opener(b))
+		must(t, err)
+		pin.Release()
+	}
+	line := log.String()
+	for _, want := range []string{dgst.String(), fmt.Sprintf("blob_bytes=%d", len(b)), "took=", "AUFS:3"} {
+		if strings.Count(line, want) != 1 {
+			t.Errorf("the log does not say %q once:\n%s", want, line)
+		}
 	}
 }
 

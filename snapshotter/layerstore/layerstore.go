@@ -10,8 +10,8 @@
 //	layers/<id>/origin          kind "directory": a symbolic link to nowhere, its target is the snapshot id
 //	            dir/            the tree
 //	layers/.building-<id>/      work in progress
-//	layers/.removing-<id>-<n>/  files being deleted
 //	layers/.broken-<id>/        what Open found damaged; kept for whoever wants to look, never used
+//	removing/                   what is being deleted, of the store and of its caller
 //
 // # What becomes visible when
 //
@@ -27,7 +27,7 @@
 //
 // # After a crash
 //
-// Open deletes .building-*, .removing-* and adoptions that did not take place. It renames to .broken-<id> what cannot be what
+// Open deletes .building-*, removing/* and adoptions that did not take place. It renames to .broken-<id> what cannot be what
 // its layer.json says, so that the layer is converted anew when it is asked for. It refuses to run on a layer.json of a newer
 // format, and then changes nothing.
 //
@@ -68,7 +68,6 @@ const (
 // Prefixes of directories in layers/ that are not instances.
 const (
 	buildingPrefix = ".building-"
-	removingPrefix = ".removing-"
 	brokenPrefix   = ".broken-"
 )
 
@@ -82,9 +81,10 @@ type Options struct {
 
 // Store keeps the instances below one directory.
 type Store struct {
-	dir    string
-	log    *slog.Logger
-	limits converter.Limits
+	dir      string // layers/
+	removing string // removing/
+	log      *slog.Logger
+	limits   converter.Limits
 
 	// What makes the two files of an instance; tests replace them.
 	fromTar func(context.Context, io.Reader, converter.Target, converter.Limits) (converter.Result, error)
@@ -93,13 +93,14 @@ type Store struct {
 	// running counts the goroutines of builds.
 	running sync.WaitGroup
 
+	deleting sync.Mutex // one DeleteDiscarded at a time
+
 	// mu guards what follows. It is held while an instance's directory is renamed away, never while files are written or deleted.
 	mu        sync.Mutex
 	closed    bool
 	instances map[ID]Instance
 	pins      map[ID]int
 	builds    map[ID]*build
-	discarded int // makes names of .removing-* directories unique
 	dirUsage  map[ID]Usage
 }
 

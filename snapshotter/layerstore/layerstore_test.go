@@ -174,13 +174,17 @@ func TestOpenRepairs(t *testing.T) {
 			must(t, err)
 			pin.Release()
 			tc.damage(t, s)
-			for _, left := range []string{buildingPrefix + "x", removingPrefix + "y"} {
-				must(t, os.MkdirAll(filepath.Join(s.dir, left, "deep"), 0o700))
+			for _, left := range []string{"layers/" + buildingPrefix + "x", "removing/y"} {
+				must(t, os.MkdirAll(filepath.Join(root, left, "deep"), 0o700))
 			}
 
 			s = open(t, root)
 			if _, err := s.Get(id); (err == nil) != tc.there {
 				t.Errorf("the instance: %v", err)
+			}
+			must(t, s.DeleteDiscarded())
+			if left, err := os.ReadDir(s.removing); err != nil || len(left) > 0 {
+				t.Errorf("left to be deleted: %v, %v", left, err)
 			}
 			entries, err := os.ReadDir(s.dir)
 			must(t, err)

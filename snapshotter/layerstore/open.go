@@ -22,6 +22,7 @@ func Open(root string, opts Options) (*Store, error) {
 	}
 	s := &Store{
 		dir:       filepath.Join(root, "layers"),
+		removing:  filepath.Join(root, "removing"),
 		log:       opts.Log,
 		limits:    opts.Limits,
 		fromTar:   converter.FromTar,
@@ -31,8 +32,10 @@ func Open(root string, opts Options) (*Store, error) {
 		builds:    map[ID]*build{},
 		dirUsage:  map[ID]Usage{},
 	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open layer store: %w", err)
+	for _, dir := range []string{s.dir, s.removing} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open layer store: %w", err)
+		}
 	}
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("open layer store %s: %w", s.dir, err)
@@ -50,7 +53,7 @@ func (s *Store) load() error {
 	var leftovers []string
 	for _, e := range entries {
 		name := e.Name()
-		if strings.HasPrefix(name, buildingPrefix) || strings.HasPrefix(name, removingPrefix) {
+		if strings.HasPrefix(name, buildingPrefix) {
 			leftovers = append(leftovers, name)
 			continue
 		}
@@ -80,7 +83,7 @@ func (s *Store) load() error {
 		}
 	}
 	for _, name := range leftovers {
-		if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
+		if err := s.DiscardDir(filepath.Join(s.dir, name)); err != nil {
 			return err
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/errdefs"
 )
@@ -24,9 +23,7 @@ func (s *Store) Discard(id ID) error {
 	if s.pins[id] > 0 {
 		return fmt.Errorf("discard layer instance %s: in use: %w", id, errdefs.ErrFailedPrecondition)
 	}
-	s.discarded++
-	to := filepath.Join(s.dir, fmt.Sprintf("%s%s-%d", removingPrefix, id, s.discarded))
-	if err := os.Rename(s.path(id), to); err != nil {
+	if err := s.DiscardDir(s.path(id)); err != nil {
 		return fmt.Errorf("discard layer instance %s: %w", id, err)
 	}
 	delete(s.instances, id)
@@ -34,17 +31,26 @@ func (s *Store) Discard(id ID) error {
 	return nil
 }
 
-// DeleteDiscarded deletes the files of discarded instances. What cannot be deleted is left for the next call.
+// DiscardDir takes any directory on the store's filesystem away, for DeleteDiscarded to delete. It is one rename.
+//
+// The directory it goes to is otherwise empty, and so has room for a name when the disk is full: that is when it is called.
+// A longer name beside the old one could need another block.
+func (s *Store) DiscardDir(path string) error {
+	return os.Rename(path, filepath.Join(s.removing, string(randomID()[:16])))
+}
+
+// DeleteDiscarded deletes what was discarded, also before the store was opened. That takes seconds for a large directory. What
+// cannot be deleted, such as a file that a container made immutable, is left for the next call.
 func (s *Store) DeleteDiscarded() error {
-	entries, err := os.ReadDir(s.dir)
+	s.deleting.Lock()
+	defer s.deleting.Unlock()
+	entries, err := os.ReadDir(s.removing)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), removingPrefix) {
-			errs = append(errs, os.RemoveAll(filepath.Join(s.dir, e.Name())))
-		}
+		errs = append(errs, os.RemoveAll(filepath.Join(s.removing, e.Name())))
 	}
 	return errors.Join(errs...)
 }

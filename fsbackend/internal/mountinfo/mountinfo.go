@@ -18,8 +18,11 @@ const Self = "/proc/thread-self/mountinfo"
 
 // Entry is one mount.
 type Entry struct {
-	// ID is the mount's number, as statx reports it too.
-	ID int
+	// ID is the mount's number, as statx reports it too, Parent that of the mount on which it is mounted.
+	ID, Parent int
+	// Device is the filesystem ("254:1"), and Root the directory of it that the mount shows ("/" for all of it). Unlike Point
+	// the two mean the same in every mount namespace.
+	Device, Root string
 	// Point is where it is mounted, as seen from the root directory of the process whose table this is.
 	Point string
 	// Flags are those of the mount ("ro,nosuid,nodev,relatime").
@@ -80,11 +83,15 @@ func parseLine(line string) (Entry, error) {
 		return Entry{}, fmt.Errorf("malformed mount table line %q", line)
 	}
 	id, err := strconv.Atoi(m[0])
-	if err != nil {
+	parent, perr := strconv.Atoi(m[1])
+	if err != nil || perr != nil {
 		return Entry{}, fmt.Errorf("malformed mount number in line %q", line)
 	}
 	return Entry{
 		ID:           id,
+		Parent:       parent,
+		Device:       m[2],
+		Root:         unescape(m[3]),
 		Point:        unescape(m[4]),
 		Flags:        m[5],
 		FSType:       unescape(s[0]),

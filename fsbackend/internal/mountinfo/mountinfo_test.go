@@ -13,7 +13,7 @@ func TestRead(t *testing.T) {
 	table := `36 35 98:0 / /mnt rw,noatime shared:1 master:2 - ext4 /dev/vda rw,errors=continue
 37 36 0:33 / /mnt/a\040b\011c\134d ro,nosuid - erofs /proc/self/fd/7/0a/meta.erofs ro,user_xattr
 38 36 0:34 / /mnt/o rw - overlay overlay rw,lowerdir=1:2:a\040b\134\054c,upperdir=/u/` + long + `
-39 36 0:35 / /mnt/t rw - tmpfs  rw`
+39 36 0:35 /a\040b /mnt/t rw - tmpfs  rw`
 	path := filepath.Join(t.TempDir(), "mountinfo")
 	if err := os.WriteFile(path, []byte(table), 0o600); err != nil {
 		t.Fatal(err)
@@ -23,10 +23,10 @@ func TestRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Entry{
-		{36, "/mnt", "rw,noatime", "ext4", "/dev/vda", "rw,errors=continue"},
-		{37, "/mnt/a b\tc\\d", "ro,nosuid", "erofs", "/proc/self/fd/7/0a/meta.erofs", "ro,user_xattr"},
-		{38, "/mnt/o", "rw", "overlay", "overlay", `rw,lowerdir=1:2:a\040b\134\054c,upperdir=/u/` + long},
-		{39, "/mnt/t", "rw", "tmpfs", "", "rw"},
+		{36, 35, "98:0", "/", "/mnt", "rw,noatime", "ext4", "/dev/vda", "rw,errors=continue"},
+		{37, 36, "0:33", "/", "/mnt/a b\tc\\d", "ro,nosuid", "erofs", "/proc/self/fd/7/0a/meta.erofs", "ro,user_xattr"},
+		{38, 36, "0:34", "/", "/mnt/o", "rw", "overlay", "overlay", `rw,lowerdir=1:2:a\040b\134\054c,upperdir=/u/` + long},
+		{39, 36, "0:35", "/a b", "/mnt/t", "rw", "tmpfs", "", "rw"},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
@@ -48,7 +48,7 @@ func TestReadSelf(t *testing.T) {
 }
 
 func TestMalformed(t *testing.T) {
-	for _, line := range []string{"", " - ", "36 35 98:0 / /mnt rw ext4 /dev/vda rw", "36 35 98:0 / - ext4 /dev/vda rw", "x 35 98:0 / /mnt rw - ext4 /dev/vda rw",
+	for _, line := range []string{"", " - ", "36 35 98:0 / /mnt rw ext4 /dev/vda rw", "36 35 98:0 / - ext4 /dev/vda rw", "x 35 98:0 / /mnt rw - ext4 /dev/vda rw", "36 x 98:0 / /mnt rw - ext4 /dev/vda rw",
 		"36 35 98:0 / /mnt rw - ext4 rw"} {
 		if e, err := parseLine(line); err == nil {
 			t.Errorf("%q parsed as %+v", line, e)
