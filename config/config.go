@@ -75,6 +75,8 @@ type Limits struct {
 	StreamSize Size `toml:"stream_size"`
 	// Inodes is the largest number of entries of a layer.
 	Inodes int64 `toml:"inodes"`
+	// MetadataSize bounds names, link targets and attributes that stay in memory while a layer is converted.
+	MetadataSize Size `toml:"metadata_size"`
 }
 
 // Default returns the configuration of an empty file.
@@ -90,10 +92,11 @@ func Default() Config {
 			StallTimeout: Duration{30 * time.Second},
 		},
 		Limits: Limits{
-			FileSize:   Size{2 << 40},
-			LayerSize:  Size{4 << 40},
-			StreamSize: Size{1 << 40},
-			Inodes:     16 << 20,
+			FileSize:     Size{2 << 40},
+			LayerSize:    Size{4 << 40},
+			StreamSize:   Size{1 << 40},
+			Inodes:       16 << 20,
+			MetadataSize: Size{1 << 30},
 		},
 	}
 }
@@ -143,6 +146,7 @@ func (c Config) Validate() error {
 	report("limits.layer_size", aboveZero(c.Limits.LayerSize.Bytes))
 	report("limits.stream_size", aboveZero(c.Limits.StreamSize.Bytes))
 	report("limits.inodes", aboveZero(c.Limits.Inodes))
+	report("limits.metadata_size", aboveZero(c.Limits.MetadataSize.Bytes))
 	return errors.Join(errs...)
 }
 

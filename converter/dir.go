@@ -17,7 +17,8 @@ import (
 
 // FromDir converts a directory as overlayfs leaves it in an upper directory: 0:0 character devices are whiteouts,
 // trusted.overlay.opaque marks opaque directories. Nothing may write below dir meanwhile.
-func FromDir(ctx context.Context, dir string, t Target, l Limits) (Result, error) {
+func FromDir(ctx context.Context, dir string, t Target, l Limits) (_ Result, err error) {
+	defer contain(&err)
 	b := newDirBuild(ctx, t, l)
 	if err := b.root(dir); err != nil {
 		return Result{}, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"runtime/debug"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -64,7 +65,10 @@ func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reade
 	wg.Go(func() { p.decode(blob, limit) })
 	wg.Go(func() { p.digest(diff) })
 	out := &pieceReader{p: p}
-	err := consume(out)
+	err := func() (err error) {
+		defer contain(&err)
+		return consume(out)
+	}()
 	if err == nil {
 		_, err = io.Copy(io.Discard, out)
 	}
@@ -89,7 +93,16 @@ type pipeline struct {
 // decode is the first stage.
 func (p *pipeline) decode(blob *countedHash, limit int64) {
 	defer close(p.decoded)
+	defer contain(&p.err)
 	p.err = p.decodeAll(blob, limit)
+}
+
+// contain turns a panic into an error. Layers come from strangers: a mistake of ours that one of them finds must cost that pull,
+// not all others of the node.
+func contain(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("internal error, please report it: %v\n%s", r, debug.Stack())
+	}
 }
 
 func (p *pipeline) decodeAll(blob *countedHash, limit int64) error {

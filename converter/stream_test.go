@@ -247,6 +247,22 @@ func (r *cancellingReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// panickingReader is a source that makes the first stage panic.
+type panickingReader struct{}
+
+func (panickingReader) Read([]byte) (int, error) { panic("of the source") }
+
+// TestPanic: a panic in either stage is the error of this one conversion.
+func TestPanic(t *testing.T) {
+	if _, err := convert(panickingReader{}, Limits{}); err == nil || !strings.Contains(err.Error(), "of the source") {
+		t.Errorf("first stage: %v", err)
+	}
+	bad := Target{Meta: nil, Data: nil} // written to by the last stage
+	if _, err := FromTar(context.Background(), bytes.NewReader(bigArchive(t, 3<<20)), bad, Limits{}); err == nil || !strings.Contains(err.Error(), "internal error") {
+		t.Errorf("last stage: %v", err)
+	}
+}
+
 // FuzzFromTar looks for panics, for goroutines left behind, and for images that depend on more than the input.
 func FuzzFromTar(f *testing.F) {
 	f.Add(archive(f, "d a", "d e", "l a/up ../e", "f a/up/x y"))

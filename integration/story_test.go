@@ -184,7 +184,7 @@ func (s *story) released() {
 // leftovers names what there is of ours: files, mounts, superblocks, loop devices.
 func (s *story) leftovers() error {
 	var errs []error
-	for _, dir := range []string{"m", "layers", "snapshots"} {
+	for _, dir := range []string{"m", "layers", "snapshots", "removing"} {
 		entries, err := os.ReadDir(filepath.Join(s.SnapshotterRoot(), dir))
 		if err != nil || len(entries) > 0 {
 			errs = append(errs, fmt.Errorf("%s holds %v (%v)", dir, entries, err))

@@ -146,9 +146,9 @@ func (r *hostReport) assess(configured string) {
 	case r.Mode == "":
 		r.Advice = append(r.Advice, "load the erofs module (modprobe erofs), or use a kernel with CONFIG_EROFS_FS")
 	case r.Mode == "loop" && configured == "auto":
-		r.Advice = append(r.Advice, "Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE mounts without loop devices")
+		r.Advice = append(r.Advice, "Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE, and root on a disk filesystem such as ext4 or xfs, mounts without loop devices")
 	}
-	if r.Mode != "" && !r.has(featureOverlay) {
+	if r.Mode != "" && r.answer(featureOverlay) == "no" {
 		r.Advice = append(r.Advice, "put root on a filesystem that overlayfs takes as upper directory, such as ext4, xfs or btrfs")
 	}
 	if r.Filesystem == "tmpfs" || r.Filesystem == "ramfs" {
@@ -158,13 +158,15 @@ func (r *hostReport) assess(configured string) {
 
 var modeFeature = map[string]string{"file": featureFile, "loop": featureLoop}
 
-func (r *hostReport) has(name string) bool {
+func (r *hostReport) has(name string) bool { return r.answer(name) == "yes" }
+
+func (r *hostReport) answer(name string) string {
 	for _, f := range r.Features {
 		if f.Name == name {
-			return f.Answer == "yes"
+			return f.Answer
 		}
 	}
-	return false
+	return ""
 }
 
 func (r *hostReport) unknown() bool {

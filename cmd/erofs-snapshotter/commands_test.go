@@ -143,8 +143,8 @@ func TestEverySettingReachesTheDaemon(t *testing.T) {
 	for _, level := range []string{"debug", "info", "warn", "error"} {
 		newLogger(nil, config.Log{Level: level})
 	}
-	want := converter.Limits{FileBytes: 1, LayerBytes: 2, StreamBytes: 3, Inodes: 4}
-	if got := limits(config.Limits{FileSize: config.Size{Bytes: 1}, LayerSize: config.Size{Bytes: 2}, StreamSize: config.Size{Bytes: 3}, Inodes: 4}); got != want {
+	want := converter.Limits{FileBytes: 1, LayerBytes: 2, StreamBytes: 3, Inodes: 4, MetadataBytes: 5}
+	if got := limits(config.Limits{FileSize: config.Size{Bytes: 1}, LayerSize: config.Size{Bytes: 2}, StreamSize: config.Size{Bytes: 3}, Inodes: 4, MetadataSize: config.Size{Bytes: 5}}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"os/signal"
 	"strings"
 	"time"
@@ -77,6 +78,9 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 	// Modes of files in containers' upper directories must not depend on who started the daemon.
 	unix.Umask(0o022)
 
+	if os.Geteuid() != 0 {
+		return errors.New("serve needs root, for mounts")
+	}
 	lock, err := lockRoot(cfg.Root)
 	if err != nil {
 		return err
@@ -120,10 +124,11 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 
 func limits(l config.Limits) converter.Limits {
 	return converter.Limits{
-		FileBytes:   l.FileSize.Bytes,
-		LayerBytes:  l.LayerSize.Bytes,
-		StreamBytes: l.StreamSize.Bytes,
-		Inodes:      l.Inodes,
+		FileBytes:     l.FileSize.Bytes,
+		LayerBytes:    l.LayerSize.Bytes,
+		StreamBytes:   l.StreamSize.Bytes,
+		Inodes:        l.Inodes,
+		MetadataBytes: l.MetadataSize.Bytes,
 	}
 }
 
@@ -137,8 +142,15 @@ func checkBeforeServing(cfg config.Config, log *slog.Logger) error {
 	switch {
 	case report.Usable:
 		log.Info("host checked", "mount_mode", report.Mode, "filesystem", report.Filesystem)
+		for _, advice := range report.Advice {
+			log.Warn("host checked", "advice", advice)
+		}
 	case report.unknown():
-		log.Warn("could not find out whether images can be mounted", "features", report.Features)
+		for _, f := range report.Features {
+			if f.Answer == "unknown" {
+				log.Warn("could not find out whether images can be mounted", "feature", f.Name, "cause", f.Reason)
+			}
+		}
 	default:
 		var text strings.Builder
 		_ = report.writeText(&text)

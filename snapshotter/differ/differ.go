@@ -24,6 +24,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
@@ -138,8 +139,10 @@ func isTarLayer(mediaType string) bool {
 func classify(err error) error {
 	var entry *converter.EntryError
 	switch {
-	case errors.Is(err, converter.ErrLimit):
+	case errors.Is(err, converter.ErrLimit), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	case errors.Is(err, unix.EIO): // of the disk: the layer may be good
+		return err
 	case errors.As(err, &entry):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
