@@ -101,7 +101,7 @@ func (s *Snapshotter) mountLayer(ctx context.Context, l lower) error {
 	defer s.mounting.lock(l.n)()
 	inst, err := s.layers.Get(l.id)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w\n  its files are missing or damaged: remove the image and pull it again", err)
 	}
 	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
