@@ -70,6 +70,12 @@ torture: export EROFS_TEST_LONG = 1
 torture: lab ## the long forms of the integration tests (about an hour)
 	go test -count=1 -v -timeout 3h ./integration/...
 
+.PHONY: kernels vm
+kernels: packages ## kernels for make vm, from Debian's source packages (about 6 minutes each on idle cores)
+	@integration/vm/kernel.sh
+vm: kernels images ## the converter's images and the backends on other kernels, in emulated machines (VMFLAGS="-kernels 6.1 -record docs/kernels.md")
+	go run ./integration/vm $(VMFLAGS)
+
 .PHONY: demo
 demo: build packages ## from nothing to a container that runs from EROFS: shows mounts and sizes, cleans up (root)
 	go run ./integration/demo

@@ -46,6 +46,11 @@ func tryScratch(dir string) (*scratch, error) {
 		os.Remove(path)
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
+	// Another process may have taken it for abandoned between its making and its locking.
+	if _, err := os.Lstat(path); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
 	return &scratch{path: path, lock: lock}, nil
 }
 
