@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
@@ -62,14 +63,11 @@ func TestUndeletable(t *testing.T) {
 	f, err := os.Open(path)
 	must(t, err)
 	defer f.Close()
-	immutable := func(flags int) {
-		t.Helper()
-		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags); err != nil {
-			t.Skipf("needs a filesystem with immutable files: %v", err)
-		}
-	}
-	immutable(0x10) // FS_IMMUTABLE_FL
-	defer immutable(0)
+	setFlags := func(flags int) error { return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags) }
+	testenv.Need(t, testenv.Feature{Name: "immutable-files", Missing: func() error {
+		return setFlags(0x10) // FS_IMMUTABLE_FL
+	}})
+	defer setFlags(0)
 	must(t, s.Remove(t.Context(), "image"))
 	if err := s.Cleanup(t.Context()); err == nil {
 		t.Error("an immutable file was deleted")
