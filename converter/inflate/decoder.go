@@ -1,7 +1,6 @@
 package inflate
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 )
@@ -233,8 +232,11 @@ func (d *decoder) readLengths(lengths []uint8, table *[1 << codeBits]uint32) err
 }
 
 const (
-	// fastOutput is how much room the fast loop needs: two literals, a match, and what its last copy may write too far.
-	fastOutput = 2 + 258 + 16
+	// copyBytes is what the fast loop copies of a match at a time.
+	copyBytes = 32
+	// fastOutput is how much room one round of the fast loop needs: three literals, or two and a match whose last copy may write
+	// too far.
+	fastOutput = 2 + 258 + copyBytes
 	// fastInput is how much input it needs: two loads of 8 bytes, at most 7 bytes apart.
 	fastInput = 16
 )
@@ -251,6 +253,9 @@ func (d *decoder) decodeCodes(buf []byte, low, at int) (int, error) {
 			var err error
 			if at, err = d.fast(buf, low, at); err != nil || d.state != inCodes {
 				return at, err
+			}
+			if d.copyLength > 0 {
+				continue
 			}
 		}
 		if at == len(buf) {
@@ -311,7 +316,3 @@ func errDistance(distance int) error {
 }
 
 var errSymbol = fmt.Errorf("%w: unused code", ErrCorrupt)
-
-// load64 and store64 are single instructions on little endian machines.
-func load64(b []byte, i int) uint64     { return binary.LittleEndian.Uint64(b[i:]) }
-func store64(b []byte, i int, v uint64) { binary.LittleEndian.PutUint64(b[i:], v) }

@@ -5,7 +5,7 @@ import "math/bits"
 // A decoding table is indexed by the next bits of the stream, first bit lowest, and says what they mean. Codes longer than the
 // index lead to a second table, which lies behind the first one. An entry:
 //
-//	bits  0..7   how many bits to take: of the code, with the extra bits of a length or distance
+//	bits  0..5   how many bits to take: of the code, with the extra bits of a length or distance
 //	      8..12  how many of those are the code; in a link, how many bits index the second table
 //	     13      end of block
 //	     14      link to a second table
@@ -18,7 +18,7 @@ const (
 	entrySpecial = 1 << 15
 	entryLiteral = 1 << 31
 
-	entryBits = 0xff
+	entryBits = 1<<6 - 1
 )
 
 const (
