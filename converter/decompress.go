@@ -10,6 +10,30 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/inflate"
 )
 
+// compression is how a layer's tar stream is compressed.
+type compression uint8
+
+const (
+	asTar compression = iota
+	asGzip
+	asZstd
+)
+
+// detect looks at the first bytes of in. RFC 1952 2.3.1 for gzip, RFC 8878 3.1 for zstd with its skippable frames.
+func detect(in *bufio.Reader) (compression, error) {
+	head, err := in.Peek(4)
+	if err != nil && err != io.EOF {
+		return asTar, err
+	}
+	switch {
+	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
+		return asGzip, nil
+	case len(head) == 4 && (string(head) == "\x28\xb5\x2f\xfd" || head[0]&0xf0 == 0x50 && string(head[1:]) == "\x2a\x4d\x18"):
+		return asZstd, nil
+	}
+	return asTar, nil
+}
+
 // zstdWindow bounds what a zstd frame may ask for. 128 MiB is what zstd(1) decodes without being told to.
 const zstdWindow = 128 << 20
 
@@ -22,16 +46,11 @@ type decoder interface {
 	Close()
 }
 
-// decompressor looks at the first bytes of in. RFC 1952 2.3.1 for gzip, RFC 8878 3.1 for zstd with its skippable frames.
-func decompressor(in *bufio.Reader) (decoder, error) {
-	head, err := in.Peek(4)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	switch {
-	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
+func newDecoder(kind compression, in io.Reader) (decoder, error) {
+	switch kind {
+	case asGzip:
 		return gzipDecoder{inflate.NewReader(in)}, nil
-	case len(head) == 4 && (string(head) == "\x28\xb5\x2f\xfd" || head[0]&0xf0 == 0x50 && string(head[1:]) == "\x2a\x4d\x18"):
+	case asZstd:
 		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow))
 		if err != nil {
 			return nil, fmt.Errorf("zstd: %w", err)
@@ -53,14 +72,7 @@ type streamDecoder struct {
 
 func (d streamDecoder) Close() { d.close() }
 
-// Fill reads like io.ReadFull, but returns the reader's own error, so that io.ErrUnexpectedEOF always means a truncated stream.
 func (d streamDecoder) Fill(b []byte, at int) (int, error) {
-	for at < len(b) {
-		n, err := d.Read(b[at:])
-		at += n
-		if err != nil {
-			return at, err
-		}
-	}
-	return at, nil
+	n, err := readFull(d, b[at:])
+	return at + n, err
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"hash"
 	"io"
 	"runtime/debug"
 	"sync"
@@ -32,69 +31,58 @@ func (e *streamError) Error() string {
 }
 func (e *streamError) Unwrap() error { return e.err }
 
+// The memory of the two pipes: 4.2 MiB together. With fewer or smaller pieces the stages wait for each other, with larger ones
+// each byte has left the processor's cache before the next stage gets to it.
 const (
-	// pieceBytes is what the stages of the pipeline hand on at a time.
-	pieceBytes = 512 << 10
-	// pieces is how many of them there are: decompression, hashing and conversion each work on one, the others wait between
-	// them. 3 MiB together.
-	pieces = 6
+	blobPieces, blobPieceBytes = 4, 256 << 10
+	tarPieces, tarPieceBytes   = 6, inflate.WindowBytes + 512<<10
 )
-
-// piece is a part of the decompressed stream, with as much in front of it as decompression refers back to.
-type piece struct {
-	memory   []byte
-	from, to int
-}
 
 // stream runs the pipeline
 //
-//	source ─► hash (blob) ─► decompress ─► hash (diffID) ─► consume
+//	source ─► read ─► hash (blob) ─► decompress ─► hash (diffID) ─► consume
 //
-// with a goroutine for each half before consume, which runs in the caller's. All have ended when it returns. After consume
-// the rest of the stream is read as well: trailing padding counts for the digests.
-func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reader) error) (sums, error) {
+// with a goroutine for each stage before consume, which runs in the caller's. All have ended when it returns. A stream that is not
+// compressed is read straight into the second half, and hashed once. After consume the rest of the stream is read as well:
+// trailing padding counts for the digests.
+func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reader) error) (_ sums, err error) {
+	defer contain(&err)
 	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
 	defer cancel()
-	p := &pipeline{ctx: ctx, free: make(chan piece, pieces), decoded: make(chan piece, pieces), hashed: make(chan piece, pieces)}
-	for range pieces {
-		p.free <- piece{memory: make([]byte, inflate.WindowBytes+pieceBytes)}
-	}
-	blob := &countedHash{in: r, hash: sha256.New()}
-	diff := sha256.New()
-	var wg sync.WaitGroup
-	wg.Go(func() { p.decode(blob, limit) })
-	wg.Go(func() { p.digest(diff) })
-	out := &pieceReader{p: p}
-	err := func() (err error) {
-		defer contain(&err)
-		return consume(out)
-	}()
-	if err == nil {
-		_, err = io.Copy(io.Discard, out)
-	}
-	cancel()
-	wg.Wait()
+
+	source := &countedReader{in: r}
+	in := bufio.NewReaderSize(source, 64<<10)
+	kind, err := detect(in)
 	if err != nil {
+		return sums{}, &streamError{source.n, err}
+	}
+	blob, diff := sha256.New(), sha256.New()
+	compressed := &countedReader{in: in}
+	if kind != asTar {
+		p := newPipe(blobPieces, blobPieceBytes)
+		running.Go(func() { p.close(readAll(ctx, in, p)) })
+		running.Go(func() { p.digest(blob) })
+		compressed.in = &pipeReader{p: p}
+	} else {
+		blob = diff
+	}
+	tar := newPipe(tarPieces, tarPieceBytes)
+	running.Go(func() { tar.close(decompress(ctx, kind, compressed, tar, limit)) })
+	running.Go(func() { tar.digest(diff) })
+
+	out := &pipeReader{p: tar}
+	if err := consume(out); err != nil {
+		return sums{}, err
+	}
+	if _, err := io.Copy(io.Discard, out); err != nil {
 		return sums{}, err
 	}
 	return sums{
-		blob: digest.NewDigest(digest.SHA256, blob.hash), blobBytes: blob.n,
+		blob: digest.NewDigest(digest.SHA256, blob), blobBytes: compressed.n,
 		diffID: digest.NewDigest(digest.SHA256, diff), diffBytes: out.n,
 	}, nil
-}
-
-// pipeline carries pieces of the decompressed stream from stage to stage.
-type pipeline struct {
-	ctx                   context.Context
-	free, decoded, hashed chan piece
-	err                   error // why decode ended; written before decoded is closed
-}
-
-// decode is the first stage.
-func (p *pipeline) decode(blob *countedHash, limit int64) {
-	defer close(p.decoded)
-	defer contain(&p.err)
-	p.err = p.decodeAll(blob, limit)
 }
 
 // contain turns a panic into an error. Layers come from strangers: a mistake of ours that one of them finds must cost that pull,
@@ -105,28 +93,62 @@ func contain(err *error) {
 	}
 }
 
-func (p *pipeline) decodeAll(blob *countedHash, limit int64) error {
-	in := bufio.NewReaderSize(blob, 64<<10)
-	d, err := decompressor(in)
+// readAll is the first stage.
+func readAll(ctx context.Context, in io.Reader, p *pipe) (err error) {
+	defer contain(&err)
+	for {
+		next, err := p.next(ctx)
+		if err != nil {
+			return err
+		}
+		next.from = 0
+		next.to, err = readFull(in, next.memory)
+		if next.to > 0 {
+			p.put(next)
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readFull reads like io.ReadFull, but returns the reader's own error, so that io.ErrUnexpectedEOF always means a truncated stream.
+func readFull(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var m int
+		m, err = r.Read(b[n:])
+		n += m
+	}
+	if n == len(b) {
+		err = nil
+	}
+	return n, err
+}
+
+// decompress is the stage in the middle. It reads the compressed stream to its end.
+func decompress(ctx context.Context, kind compression, in *countedReader, p *pipe, limit int64) (err error) {
+	defer contain(&err)
+	d, err := newDecoder(kind, in)
 	if err != nil {
-		return &streamError{blob.n, err}
+		return &streamError{in.n, err}
 	}
 	defer d.Close()
 	var total int64
 	for last := (piece{}); ; {
-		var next piece
-		select {
-		case next = <-p.free:
-		case <-p.ctx.Done():
-			return context.Cause(p.ctx)
+		next, err := p.next(ctx)
+		if err != nil {
+			return err
 		}
 		next.from = copy(next.memory, last.memory[max(last.from, last.to-inflate.WindowBytes):last.to])
 		next.to, err = d.Fill(next.memory, next.from)
 		if total += int64(next.to - next.from); total > limit {
-			return &streamError{blob.n, fmt.Errorf("%w: more than %d bytes when decompressed", ErrLimit, limit)}
+			return &streamError{in.n, fmt.Errorf("%w: more than %d bytes when decompressed", ErrLimit, limit)}
 		}
 		if next.to > next.from {
-			p.decoded <- next // never blocks: there are no more pieces than places
+			p.put(next)
 			last = next
 		}
 		if err == io.EOF {
@@ -135,60 +157,23 @@ func (p *pipeline) decodeAll(blob *countedHash, limit int64) error {
 				return nil
 			}
 		}
-		if ended := context.Cause(p.ctx); ended != nil {
+		if ended := context.Cause(ctx); ended != nil {
 			return ended
 		}
 		if err != nil {
-			return &streamError{blob.n, err}
+			return &streamError{in.n, err}
 		}
 	}
 }
 
-// digest is the second stage.
-func (p *pipeline) digest(h hash.Hash) {
-	defer close(p.hashed)
-	for next := range p.decoded {
-		h.Write(next.memory[next.from:next.to])
-		p.hashed <- next // never blocks
-	}
+// countedReader counts what is read from in.
+type countedReader struct {
+	in io.Reader
+	n  int64
 }
 
-// pieceReader is what the last stage reads.
-type pieceReader struct {
-	p    *pipeline
-	last piece // what is left of it is from:to
-	n    int64
-}
-
-func (r *pieceReader) Read(b []byte) (int, error) {
-	for r.last.from == r.last.to {
-		if r.last.memory != nil {
-			r.p.free <- r.last // never blocks
-		}
-		var ok bool
-		if r.last, ok = <-r.p.hashed; !ok {
-			if r.p.err != nil {
-				return 0, r.p.err
-			}
-			return 0, io.EOF
-		}
-	}
-	n := copy(b, r.last.memory[r.last.from:r.last.to])
-	r.last.from += n
-	r.n += int64(n)
-	return n, nil
-}
-
-// countedHash hashes and counts what is read from in.
-type countedHash struct {
-	in   io.Reader
-	hash hash.Hash
-	n    int64
-}
-
-func (c *countedHash) Read(b []byte) (int, error) {
+func (c *countedReader) Read(b []byte) (int, error) {
 	n, err := c.in.Read(b)
-	c.hash.Write(b[:n])
 	c.n += int64(n)
 	return n, err
 }

@@ -38,7 +38,7 @@ type longNames struct {
 // NewReader returns a Reader of the archive in r.
 func NewReader(r io.Reader, limits Limits) *Reader {
 	return &Reader{
-		src:    source{r: r, buf: make([]byte, bufferBytes)},
+		src:    newSource(r),
 		limits: limits.withDefaults(),
 		global: noAttributes,
 	}
@@ -191,7 +191,7 @@ func (r *Reader) truncated(err error, inside string) error {
 		err = io.ErrUnexpectedEOF
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("stream ends at %d inside the %s: %w", r.src.off+int64(r.src.hi-r.src.lo), inside, err)
+		return fmt.Errorf("stream ends at %d inside the %s: %w", r.src.off, inside, err)
 	}
 	return fmt.Errorf("read tar stream at %d: %w", r.src.off, err)
 }

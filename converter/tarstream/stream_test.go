@@ -178,7 +178,7 @@ func TestSkipping(t *testing.T) {
 			b.Entry(regular(fmt.Sprint(i)), big)
 		}
 	})
-	for _, size := range []int{1, 100, directBytes - 1, directBytes, bufferBytes, len(big) - 1, len(big) + 1} {
+	for _, size := range []int{1, 100, 1 << 15, bufferBytes, len(big) - 1, len(big) + 1} {
 		r := NewReader(bytes.NewReader(archive), Limits{})
 		p := make([]byte, size)
 		for i := range 5 {
