@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -54,34 +55,39 @@ func (s *Store) make(ctx context.Context, id ID, fill fill) (_ Instance, err err
 
 // writeImage makes the two files of an instance below dir, and syncs them.
 func writeImage(ctx context.Context, dir string, id ID, fill fill) (_ Instance, err error) {
-	var files [2]*os.File
+	var files [2]*writeBehind
 	for i, name := range []string{metaName, dataName} {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return Instance{}, err
 		}
-		defer f.Close()
-		files[i] = f
+		files[i] = newWriteBehind(f)
+		defer files[i].Close()
 	}
 	inst, err := fill(ctx, converter.Target{ID: id.Bytes(), Meta: files[0], Data: files[1]})
 	if err != nil {
 		return Instance{}, err
 	}
 	step.Reached("layerstore/build/filled")
+	// Both at once: together they wait for the disk, and for the filesystem's journal, once.
+	var syncing sync.WaitGroup
+	var allocated [2]int64
+	var errs [2]error
 	for i, want := range []int64{inst.MetaBytes, inst.DataBytes} {
-		allocated, err := syncFile(files[i], want)
-		if err != nil {
-			return Instance{}, err
-		}
-		inst.DiskBytes += allocated
+		syncing.Go(func() { allocated[i], errs[i] = syncFile(files[i], want) })
 	}
+	syncing.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		return Instance{}, err
+	}
+	inst.DiskBytes = allocated[0] + allocated[1]
 	inst.ID, inst.Kind, inst.Created = id, EROFS, time.Now().UTC()
 	return inst, nil
 }
 
 // syncFile syncs f, whose length must be want, and returns what it takes on disk. Only after the sync is that number final:
 // filesystems with delayed allocation choose the blocks when they write.
-func syncFile(f *os.File, want int64) (allocated int64, err error) {
+func syncFile(f *writeBehind, want int64) (allocated int64, err error) {
 	if err := f.Sync(); err != nil {
 		return 0, err
 	}

@@ -1,0 +1,69 @@
+package layerstore
+
+import (
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// behindBytes is how much of a file is written before the disk is set to work on it. Large enough for the filesystem to allocate in
+// one piece.
+const behindBytes = 8 << 20
+
+// writeBehind is a file that the disk writes while more of it is produced, so that the sync at the end waits for the last part only.
+// For one writer, from the front to the back for the most part.
+type writeBehind struct {
+	*os.File
+	from, to int64 // written, and not yet handed to the disk
+	ready    chan span
+	ended    sync.WaitGroup
+}
+
+// span is a part of a file.
+type span struct{ offset, length int64 }
+
+func newWriteBehind(f *os.File) *writeBehind {
+	w := &writeBehind{File: f, ready: make(chan span, 1)}
+	w.ended.Go(func() {
+		for s := range w.ready {
+			// Only a beginning: an error comes back from the sync, and a filesystem that cannot do it loses nothing but time.
+			_ = unix.SyncFileRange(int(f.Fd()), s.offset, s.length, unix.SYNC_FILE_RANGE_WRITE)
+		}
+	})
+	return w
+}
+
+// WriteAt implements io.WriterAt.
+func (w *writeBehind) WriteAt(b []byte, at int64) (int, error) {
+	n, err := w.File.WriteAt(b, at)
+	w.from, w.to = min(w.from, at), max(w.to, at+int64(n))
+	if w.to-w.from >= behindBytes {
+		select {
+		case w.ready <- span{w.from, w.to - w.from}:
+			w.from = w.to
+		default: // the disk is busy with the part before; the next one will be larger
+		}
+	}
+	return n, err
+}
+
+// Sync writes what is left, and the file's length and blocks.
+func (w *writeBehind) Sync() error {
+	w.stop()
+	return w.File.Sync()
+}
+
+// Close ends the goroutine and closes the file. It may be called again.
+func (w *writeBehind) Close() error {
+	w.stop()
+	return w.File.Close()
+}
+
+func (w *writeBehind) stop() {
+	if w.ready != nil {
+		close(w.ready)
+		w.ready = nil
+	}
+	w.ended.Wait()
+}
