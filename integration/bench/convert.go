@@ -156,6 +156,9 @@ func measureConversion(ctx context.Context, w *workshop, in input, m method) (co
 		if _, err := syncDisk(mount); err != nil {
 			return err
 		}
+		if err := touchMemory(); err != nil {
+			return err
+		}
 		begin := time.Now()
 		if err := m.run(ctx, in, dir); err != nil {
 			return err

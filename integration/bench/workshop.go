@@ -156,9 +156,6 @@ func (w *workshop) withFreshDisk(ctx context.Context, use func(dir string) error
 		return err
 	}
 	defer func() { err = errors.Join(err, w.releaseDisk()) }()
-	if err := touchMemory(); err != nil {
-		return err
-	}
 	return use(w.fs())
 }
 
@@ -176,7 +173,7 @@ func (w *workshop) mountDisk(ctx context.Context) error {
 }
 
 // touchBytes is more memory than any measurement fills.
-const touchBytes = 2 << 30
+const touchBytes = 3 << 30
 
 // touchMemory uses memory and gives it back, which the kernel then has at hand. A virtual machine may have returned free memory to its
 // host, and pays for it at the next use: seconds for a gigabyte at times, which would go to whoever comes next.
@@ -215,7 +212,10 @@ func command(ctx context.Context, argv ...string) error {
 // coldCache writes everything back and drops the page cache and the caches of inodes and directory entries.
 func coldCache() error {
 	unix.Sync()
-	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		return err
+	}
+	return touchMemory()
 }
 
 // syncDisk is how long it takes to make everything on the file system of dir durable.

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -22,6 +23,7 @@ import (
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -38,6 +40,7 @@ type Store struct {
 	stall   time.Duration
 	conn    *grpc.ClientConn
 	blobs   content.Provider
+	files   *directory
 }
 
 // New returns the store of the containerd that listens on the unix socket at address. It does not connect.
@@ -57,7 +60,7 @@ func New(address string, stall time.Duration) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", address, err)
 	}
-	return &Store{address: address, stall: stall, conn: conn, blobs: proxy.NewContentStore(conn)}, nil
+	return &Store{address: address, stall: stall, conn: conn, blobs: proxy.NewContentStore(conn), files: newDirectory(conn)}, nil
 }
 
 // Close closes the connection. Readers that are still open fail.
@@ -92,7 +95,20 @@ func (s *Store) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClose
 		}
 		return nil, fmt.Errorf("open %s: %w", r.name, err)
 	}
+	if f := s.file(r, desc.Digest); f != nil {
+		_ = r.Close() // never fails
+		return f, nil
+	}
 	return r, nil
+}
+
+// file opens the blob of r as a file, if there is a way to it.
+func (s *Store) file(r *reader, blob digest.Digest) (f *os.File) {
+	_ = r.bounded(func() error {
+		f = s.files.open(r.ctx, blob, r.blob.Size())
+		return nil
+	})
+	return f
 }
 
 // errStalled is the cause of a context that the stall timer cancelled.

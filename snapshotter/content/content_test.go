@@ -13,6 +13,7 @@ import (
 	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -26,6 +27,11 @@ import (
 // serve puts a content service on a unix socket and returns its address.
 func serve(t *testing.T, service contentapi.ContentServer) string {
 	t.Helper()
+	return serveWith(t, service, introspectionapi.UnimplementedIntrospectionServer{})
+}
+
+func serveWith(t *testing.T, service contentapi.ContentServer, plugins introspectionapi.IntrospectionServer) string {
+	t.Helper()
 	address := filepath.Join(t.TempDir(), "containerd.sock")
 	listener, err := net.Listen("unix", address)
 	if err != nil {
@@ -33,6 +39,7 @@ func serve(t *testing.T, service contentapi.ContentServer) string {
 	}
 	server := grpc.NewServer()
 	contentapi.RegisterContentServer(server, service)
+	introspectionapi.RegisterIntrospectionServer(server, plugins)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
