@@ -34,6 +34,7 @@ type Config struct {
 	Address    string     `toml:"address"`
 	Log        Log        `toml:"log"`
 	Mount      Mount      `toml:"mount"`
+	Conversion Conversion `toml:"conversion"`
 	Collection Collection `toml:"collection"`
 	Containerd Containerd `toml:"containerd"`
 	Limits     Limits     `toml:"limits"`
@@ -51,6 +52,14 @@ type Log struct {
 type Mount struct {
 	// Mode is auto, file or loop.
 	Mode string `toml:"mode"`
+}
+
+// Conversion bounds how many layers are converted at a time.
+type Conversion struct {
+	// Parallel is the largest number of layers. Zero is the number of processors.
+	Parallel int `toml:"parallel"`
+	// Memory is what all of them may take together; each counts as 64 MiB. One is always converted.
+	Memory Size `toml:"memory"`
 }
 
 // Collection says when unreferenced data go.
@@ -86,6 +95,7 @@ func Default() Config {
 		Address:    "/run/erofs-snapshotter/erofs-snapshotter.sock",
 		Log:        Log{Level: "info", Format: "text"},
 		Mount:      Mount{Mode: "auto"},
+		Conversion: Conversion{Memory: Size{1 << 30}},
 		Collection: Collection{Grace: Duration{30 * time.Second}},
 		Containerd: Containerd{
 			Address:      "/run/containerd/containerd.sock",
@@ -136,6 +146,10 @@ func (c Config) Validate() error {
 	if c.Address == c.Containerd.Address {
 		report("address", errors.New("is also containerd.address; the daemon needs a socket of its own"))
 	}
+	if c.Conversion.Parallel < 0 {
+		report("conversion.parallel", fmt.Errorf("%d is negative", c.Conversion.Parallel))
+	}
+	report("conversion.memory", aboveZero(c.Conversion.Memory.Bytes))
 	if c.Collection.Grace.Duration < 0 {
 		report("collection.grace", fmt.Errorf("%s is negative", c.Collection.Grace))
 	}

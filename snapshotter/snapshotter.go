@@ -85,7 +85,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 
-	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
@@ -107,8 +106,8 @@ type Options struct {
 	Log *slog.Logger
 	// Grace is how long an instance that nothing refers to stays. Zero is 30 seconds, negative is not at all.
 	Grace time.Duration
-	// Limits bound what one layer may ask for.
-	Limits converter.Limits
+	// Layers are the options of the layer store. Its Log is set to the one above.
+	Layers layerstore.Options
 }
 
 // Snapshotter is containerd's Snapshotter on one root directory. All methods are safe for concurrent use.
@@ -168,7 +167,8 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if s.layers, err = layerstore.Open(root, layerstore.Options{Log: s.log, Limits: opts.Limits}); err != nil {
+	opts.Layers.Log = s.log
+	if s.layers, err = layerstore.Open(root, opts.Layers); err != nil {
 		return nil, err
 	}
 	if err := s.recover(ctx); err != nil {

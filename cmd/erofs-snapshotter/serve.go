@@ -30,6 +30,7 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/content"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/differ"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
 // stopGrace is how long requests in flight may go on after a signal. A Prepare or Commit takes milliseconds; a conversion of a
@@ -104,7 +105,11 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 		Backend: file.New(file.Options{Mode: mountModes[cfg.Mount.Mode]}),
 		Log:     log,
 		Grace:   grace,
-		Limits:  limits(cfg.Limits),
+		Layers: layerstore.Options{
+			Limits:   limits(cfg.Limits),
+			Parallel: cfg.Conversion.Parallel,
+			Memory:   cfg.Conversion.Memory.Bytes,
+		},
 	})
 	if err != nil {
 		return err

@@ -39,7 +39,7 @@ type Store struct {
 	address string
 	stall   time.Duration
 	conn    *grpc.ClientConn
-	blobs   content.Provider
+	blobs   content.Store
 	files   *directory
 }
 

@@ -8,6 +8,9 @@
 // mounts of other snapshotters, layers that are not tar (EROFS images, encrypted layers, types of other tools),
 // layers whose digest is not SHA-256 (another would not be checked), and Compare, which containerd's walking differ does on any mount.
 //
+// containerd applies the layers of an image one after the other. While it waits for one, those above it that it has fetched are converted
+// as well, as far as the layer store has room.
+//
 // Converting is shared: any number of snapshots that ask for the same layer at once wait for one conversion, and a layer that is
 // there already is bound without reading a byte. A crash leaves the snapshot unbound; containerd applies again on the next pull.
 package differ
@@ -17,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
@@ -109,6 +113,11 @@ func (d *Differ) importAndBind(ctx context.Context, snapshot string, layer ocisp
 	open := func(ctx context.Context) (io.ReadCloser, error) {
 		return d.source.Open(namespaces.WithNamespace(ctx, namespace), layer)
 	}
+	ctx, stop := context.WithCancel(ctx)
+	var looking sync.WaitGroup
+	looking.Go(func() { d.importAbove(ctx, namespace, layer.Digest) })
+	defer looking.Wait()
+	defer stop()
 	instance, pin, err := d.layers.Import(ctx, layer.Digest, open)
 	if err != nil {
 		return layerstore.Instance{}, err

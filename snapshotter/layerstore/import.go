@@ -24,6 +24,7 @@ type build struct {
 
 	waiters   int  // guarded by Store.mu
 	abandoned bool // guarded by Store.mu: the last waiter has gone, so the build was cancelled; others may have come since
+	ahead     bool // guarded by Store.mu: nobody has asked for it yet
 
 	inst Instance
 	err  error
@@ -72,6 +73,32 @@ func checkDigest(layer digest.Digest) error {
 	return nil
 }
 
+// ImportAhead begins to make the instance of a layer that will be asked for soon, and returns true; or that is done or on its way
+// already. It returns false when all places are taken: one is always kept for an Import. What becomes of it is seen by the Import that
+// follows. Until then the instance is pinned, but not for longer than a minute.
+func (s *Store) ImportAhead(ctx context.Context, layer digest.Digest, open Opener) bool {
+	if checkDigest(layer) != nil {
+		return true // Import says what is wrong
+	}
+	id := EagerID(layer)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.instances[id]; ok || s.builds[id] != nil || s.closed {
+		return true
+	}
+	if s.aheadNow >= s.parallel-1 || !s.places.TryAcquire(1) {
+		return false
+	}
+	s.aheadNow++
+	b := s.begin(ctx, id, layer, open, func(context.Context) error { return nil })
+	b.ahead = true
+	return true
+}
+
+// aheadHold is how long an instance that was imported ahead waits for its Import, if nothing else keeps it. Between the two lie the
+// conversions of the layers below.
+const aheadHold = time.Minute
+
 // join returns the instance with a pin if it is there, and otherwise the build to wait for, and whether this call began it.
 func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opener) (_ Instance, _ Pin, _ *build, mine bool, _ error) {
 	s.mu.Lock()
@@ -81,23 +108,44 @@ func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opene
 	}
 	if b := s.builds[id]; b != nil {
 		b.waiters++
+		s.leaveAhead(b)
 		return Instance{}, Pin{}, b, false, nil
 	}
 	if s.closed {
 		return Instance{}, Pin{}, nil, false, errors.New("layer store is closed")
 	}
+	b := s.begin(ctx, id, layer, open, func(ctx context.Context) error { return s.places.Acquire(ctx, 1) })
+	b.waiters = 1
+	return Instance{}, Pin{}, b, true, nil
+}
+
+// begin starts a build, which has a place when enter has returned. It is called with mu held.
+func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Opener, enter func(context.Context) error) *build {
 	// The conversion belongs to all who wait, not to the first: it keeps the values of ctx but not its end.
 	buildCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	b := &build{cancel: cancel, done: make(chan struct{}), waiters: 1}
+	b := &build{cancel: cancel, done: make(chan struct{})}
 	s.builds[id] = b
 	s.running.Go(func() {
 		defer cancel()
-		inst, err := s.make(buildCtx, id, func(ctx context.Context, t converter.Target) (Instance, error) {
-			return s.convertLayer(ctx, layer, open, t)
-		})
+		err := enter(buildCtx)
+		var inst Instance
+		if err == nil {
+			inst, err = s.make(buildCtx, id, func(ctx context.Context, t converter.Target) (Instance, error) {
+				return s.convertLayer(ctx, layer, open, t)
+			})
+			s.places.Release(1)
+		}
 		s.finish(id, b, inst, err)
 	})
-	return Instance{}, Pin{}, b, true, nil
+	return b
+}
+
+// leaveAhead makes b a build like others. It is called with mu held.
+func (s *Store) leaveAhead(b *build) {
+	if b.ahead {
+		b.ahead = false
+		s.aheadNow--
+	}
 }
 
 // finish makes the result of b known. The instance gets a pin for every waiter before anybody can remove it.
@@ -110,9 +158,13 @@ func (s *Store) finish(id ID, b *build, inst Instance, err error) {
 		if b.waiters > 0 {
 			s.pins[id] += b.waiters
 		}
+		if b.ahead {
+			time.AfterFunc(aheadHold, s.pin(id).Release)
+		}
 	} else if b.abandoned {
 		err = errAbandoned
 	}
+	s.leaveAhead(b)
 	b.inst, b.err = inst, err
 	close(b.done)
 }

@@ -47,11 +47,13 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 )
@@ -77,6 +79,27 @@ type Options struct {
 	Log *slog.Logger
 	// Limits bound what one layer may ask for.
 	Limits converter.Limits
+	// Parallel is how many layers are converted at a time; the others wait. Zero is the number of processors, but not more than
+	// Memory allows.
+	Parallel int
+	// Memory is about how much memory conversions may take together, at ConversionBytes each. Zero is no bound.
+	Memory int64
+}
+
+// ConversionBytes is the memory of one conversion, which ordinary layers stay below. Each inode beyond 100,000 takes about 600
+// bytes more.
+const ConversionBytes = 64 << 20
+
+// parallel is how many conversions may run at a time, at least one.
+func (o Options) parallel() int {
+	n := o.Parallel
+	if n <= 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	if o.Memory > 0 {
+		n = min(n, int(o.Memory/ConversionBytes))
+	}
+	return max(n, 1)
 }
 
 // Store keeps the instances below one directory.
@@ -92,6 +115,9 @@ type Store struct {
 
 	// running counts the goroutines of builds.
 	running sync.WaitGroup
+	// places has one for each conversion of a layer that may run at a time, parallel of them.
+	places   *semaphore.Weighted
+	parallel int
 
 	deleting sync.Mutex // one DeleteDiscarded at a time
 
@@ -101,6 +127,7 @@ type Store struct {
 	instances map[ID]Instance
 	pins      map[ID]int
 	builds    map[ID]*build
+	aheadNow  int // builds that nobody has asked for yet
 	dirUsage  map[ID]Usage
 }
 

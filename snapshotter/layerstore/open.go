@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 )
 
@@ -25,6 +27,8 @@ func Open(root string, opts Options) (*Store, error) {
 		removing:  filepath.Join(root, "removing"),
 		log:       opts.Log,
 		limits:    opts.Limits,
+		places:    semaphore.NewWeighted(int64(opts.parallel())),
+		parallel:  opts.parallel(),
 		fromTar:   converter.FromTar,
 		fromDir:   converter.FromDir,
 		instances: map[ID]Instance{},

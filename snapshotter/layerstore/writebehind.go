@@ -24,9 +24,10 @@ type writeBehind struct {
 type span struct{ offset, length int64 }
 
 func newWriteBehind(f *os.File) *writeBehind {
-	w := &writeBehind{File: f, ready: make(chan span, 1)}
+	ready := make(chan span, 1)
+	w := &writeBehind{File: f, ready: ready}
 	w.ended.Go(func() {
-		for s := range w.ready {
+		for s := range ready {
 			// Only a beginning: an error comes back from the sync, and a filesystem that cannot do it loses nothing but time.
 			_ = unix.SyncFileRange(int(f.Fd()), s.offset, s.length, unix.SYNC_FILE_RANGE_WRITE)
 		}

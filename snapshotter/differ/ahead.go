@@ -1,0 +1,63 @@
+package differ
+
+import (
+	"context"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Images is a Source that knows which layers belong together.
+type Images interface {
+	// Above returns the layers above one of an image's, lowest first, in the namespace of ctx. The caller may change the slice.
+	Above(ctx context.Context, layer digest.Digest) ([]ocispec.Descriptor, error)
+}
+
+// lookAgain is how often a layer that containerd is still fetching is looked for: often enough not to cost time, and a request of
+// 0.2 ms.
+const lookAgain = 20 * time.Millisecond
+
+// importAbove imports the layers above one that is being applied, because containerd asks for them one after the other: each as soon
+// as it is in the content store and there is a place for it. It returns when all have begun, or when ctx ends with the request;
+// what has begun goes on.
+//
+// Nothing here can fail a pull. What cannot be imported ahead is asked for by containerd in its turn.
+func (d *Differ) importAbove(ctx context.Context, namespace string, layer digest.Digest) {
+	images, ok := d.source.(Images)
+	if !ok {
+		return
+	}
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	above, err := images.Above(ctx, layer)
+	if err != nil {
+		return
+	}
+	above = slices.DeleteFunc(above, func(l ocispec.Descriptor) bool { return !isTarLayer(l.MediaType) })
+	for {
+		above = slices.DeleteFunc(above, func(l ocispec.Descriptor) bool { return d.importAhead(ctx, l) })
+		if len(above) == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookAgain):
+		}
+	}
+}
+
+// importAhead returns whether the layer needs no further look.
+func (d *Differ) importAhead(ctx context.Context, layer ocispec.Descriptor) bool {
+	blob, err := d.source.Open(ctx, layer)
+	if err != nil {
+		return false // not fetched yet
+	}
+	_ = blob.Close() // nothing was read
+	return d.layers.ImportAhead(ctx, layer.Digest, func(ctx context.Context) (io.ReadCloser, error) {
+		return d.source.Open(ctx, layer)
+	})
+}
