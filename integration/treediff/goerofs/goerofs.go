@@ -3,7 +3,8 @@
 //
 // Version 0.3.1 has limits that are worked around here. It resolves the device of chunk maps but reads the blocks of all other files
 // from the meta image, so it is given both files as one address space. It calls an ACL "system.posix_acl_access.", with a dot at
-// the end.
+// the end. One limit has no way around it: a shared attribute that is longer than a block cannot be read. Ours are those of a root directory
+// whose attributes do not fit into block 0.
 package goerofs
 
 import (
@@ -28,10 +29,18 @@ import (
 // Scan returns the tree of an image with one device. Contents of files of more than maxContent bytes are not read: the library
 // has no way to skip holes.
 func Scan(ctx context.Context, meta, data *os.File, maxContent int64) ([]treediff.Record, error) {
-	image, err := open(meta, data)
+	st, err := meta.Stat()
+	if err != nil {
+		return nil, err
+	}
+	image, err := open(meta, st.Size(), data)
 	if err != nil {
 		return nil, fmt.Errorf("open %s with go-erofs: %w", meta.Name(), err)
 	}
+	return scanImage(ctx, image, maxContent)
+}
+
+func scanImage(ctx context.Context, image fs.FS, maxContent int64) ([]treediff.Record, error) {
 	s := scan{ctx: ctx, image: image, maxContent: maxContent, inodes: map[int64][]*treediff.Record{}}
 	root, err := fs.Stat(image, ".")
 	if err != nil {
@@ -43,16 +52,12 @@ func Scan(ctx context.Context, meta, data *os.File, maxContent int64) ([]treedif
 	return s.finish(), nil
 }
 
-func open(meta, data *os.File) (fs.FS, error) {
-	st, err := meta.Stat()
-	if err != nil {
-		return nil, err
-	}
+func open(meta io.ReaderAt, metaBytes int64, data io.ReaderAt) (fs.FS, error) {
 	uniaddr, err := deviceAddress(meta)
 	if err != nil {
 		return nil, err
 	}
-	return erofs.Open(addressSpace{meta, data, st.Size(), uniaddr}, erofs.WithExtraDevices(data))
+	return erofs.Open(addressSpace{meta, data, metaBytes, uniaddr}, erofs.WithExtraDevices(data))
 }
 
 // deviceAddress reads where the first device begins in the image's address space.
