@@ -25,7 +25,7 @@ FUZZTIME ?= 20s
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## bin/erofs-snapshotter
@@ -80,9 +80,13 @@ vm: kernels images ## the converter's images and the backends on other kernels, 
 demo: build packages ## from nothing to a container that runs from EROFS: shows mounts and sizes, cleans up (root)
 	go run ./integration/demo
 
-.PHONY: bench
-bench: build lab ## compare with overlayfs and containerd's erofs snapshotter; results in bench-results/ (root)
+.PHONY: bench bench-convert
+bench: build lab ## compare pulls with overlayfs and containerd's erofs snapshotter; results in bench-results/ (root)
 	go run ./integration/bench $(BENCHFLAGS)
+bench-convert: ## compare conversions with decompressors, unpackers and makers of EROFS; results in bench-results/ (root)
+	@integration/lab/tools.sh packages erofs-utils
+	@integration/lab/images.sh scipy node-modules
+	go run ./integration/benchconvert $(BENCHFLAGS)
 
 .PHONY: packages tools images lab
 packages: ## Debian packages for tests, demo and benchmarks

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/benchkit"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 )
 
@@ -61,20 +62,18 @@ var pullHeader = []string{"time", "round", "network", "image", "peer", "pull_s",
 
 func (r pullRow) fields() []string {
 	return []string{r.begin.Format(time.RFC3339), strconv.Itoa(r.round), network, r.image, r.peer,
-		seconds(r.pull), seconds(r.sync), seconds(r.run), seconds(r.sum()),
+		benchkit.Seconds(r.pull), benchkit.Seconds(r.sync), benchkit.Seconds(r.run), benchkit.Seconds(r.sum()),
 		strconv.FormatInt(r.snapshots, 10), strconv.FormatInt(r.content, 10), strconv.FormatInt(r.registry, 10),
 		strconv.FormatFloat(r.load, 'f', 2, 64), r.answer}
 }
 
-func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 4, 64) }
-
 // measurePulls returns the rows that could be measured, and the errors of the others.
-func measurePulls(ctx context.Context, w *workshop, s settings, csvPath string) (rows []pullRow, err error) {
-	raw, err := newTable(csvPath, pullHeader)
+func measurePulls(ctx context.Context, w *benchkit.Workshop, s settings, csvPath string) (rows []pullRow, err error) {
+	raw, err := benchkit.NewTable(csvPath, pullHeader)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, raw.close()) }()
+	defer func() { err = errors.Join(err, raw.Close()) }()
 	reg, err := startRegistry(ctx, w, s.images)
 	if err != nil {
 		return nil, err
@@ -82,21 +81,21 @@ func measurePulls(ctx context.Context, w *workshop, s settings, csvPath string) 
 	defer func() { err = errors.Join(err, reg.close()) }()
 
 	var errs []error
-	for round := range s.rounds {
+	for round := range s.Rounds {
 		for _, img := range s.images {
-			for _, p := range rotated(s.peers, round) {
+			for _, p := range benchkit.Rotated(s.peers, round) {
 				if ctx.Err() != nil {
 					return rows, errors.Join(append(errs, ctx.Err())...)
 				}
-				row := pullRow{begin: time.Now(), round: round + 1, image: img.name, peer: p.name, load: loadAverage()}
+				row := pullRow{begin: time.Now(), round: round + 1, image: img.name, peer: p.name, load: benchkit.LoadAverage()}
 				if err := row.measure(ctx, w, reg, img, p); err != nil {
 					errs = append(errs, fmt.Errorf("round %d, %s with %s: %w", round+1, img.name, p.name, err))
-					progress("%v", errs[len(errs)-1])
+					benchkit.Progress("%v", errs[len(errs)-1])
 					continue
 				}
 				rows = append(rows, row)
-				errs = append(errs, raw.write(row.fields()))
-				progress("round %d %-6s %-10s pull %.2f sync %.2f run %.2f: %.40s", row.round, row.image, row.peer,
+				errs = append(errs, raw.Write(row.fields()))
+				benchkit.Progress("round %d %-6s %-10s pull %.2f sync %.2f run %.2f: %.40s", row.round, row.image, row.peer,
 					row.pull.Seconds(), row.sync.Seconds(), row.run.Seconds(), row.answer)
 			}
 		}
@@ -105,27 +104,27 @@ func measurePulls(ctx context.Context, w *workshop, s settings, csvPath string) 
 }
 
 // measure starts a containerd that has never seen anything, pulls and runs.
-func (r *pullRow) measure(ctx context.Context, w *workshop, reg *registry, img image, p peer) error {
-	return w.withFreshDisk(ctx, func(dir string) (err error) {
+func (r *pullRow) measure(ctx context.Context, w *benchkit.Workshop, reg *registry, img image, p peer) error {
+	return w.WithFreshDisk(ctx, func(dir string) (err error) {
 		l, err := lab.Start(ctx, lab.Options{Dir: dir, NoDaemon: p.name != eager, BuiltinErofs: true})
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, l.Close()) }()
-		if err := coldCache(); err != nil {
+		if err := benchkit.ColdCache(); err != nil {
 			return err
 		}
 		reg.mark()
 		if err := r.measurePull(ctx, l, p, reg.ref(img)); err != nil {
 			return err
 		}
-		if r.sync, err = syncDisk(dir); err != nil {
+		if r.sync, err = benchkit.SyncDisk(dir); err != nil {
 			return err
 		}
 		if err := r.measureDisk(l); err != nil {
 			return err
 		}
-		if err := coldCache(); err != nil {
+		if err := benchkit.ColdCache(); err != nil {
 			return err
 		}
 		c := container{lab: l, peer: p, ref: reg.ref(img)}
@@ -151,9 +150,9 @@ func (r *pullRow) measureDisk(l *lab.Lab) (err error) {
 	if _, err := os.Stat(store); err != nil {
 		return err
 	}
-	if r.content, err = allocated("", store); err != nil {
+	if r.content, err = benchkit.Allocated("", store); err != nil {
 		return err
 	}
-	r.snapshots, err = allocated(store, l.ContainerdRoot(), l.SnapshotterRoot())
+	r.snapshots, err = benchkit.Allocated(store, l.ContainerdRoot(), l.SnapshotterRoot())
 	return err
 }

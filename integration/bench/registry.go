@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/benchkit"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 )
 
@@ -22,8 +23,8 @@ type registry struct {
 	marked int
 }
 
-func startRegistry(ctx context.Context, w *workshop, images []image) (*registry, error) {
-	opts := lab.Options{Dir: w.memory(), NoDaemon: true}
+func startRegistry(ctx context.Context, w *benchkit.Workshop, images []image) (*registry, error) {
+	opts := lab.Options{Dir: w.Memory(), NoDaemon: true}
 	for _, img := range images {
 		opts.Images = append(opts.Images, img.layout)
 	}

@@ -1,4 +1,4 @@
-package main
+package benchkit
 
 import (
 	"context"
@@ -12,26 +12,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 )
 
-// pinned are the versions that results of different days are compared for. Another version is an error, not a footnote: `make tools`
-// installs the right ones.
-var pinned = []struct {
-	program string
-	args    []string
-	version string // "" is only printed
-}{
-	{lab.Program("containerd"), []string{"--version"}, "2.4.2"},
-	{lab.Program("runc"), []string{"--version"}, "1.5.2"},
-	{lab.Program("mkfs.erofs"), []string{"--version"}, "1.9.4"},
-	{"igzip", []string{"--version"}, ""},
-	{"zstd", []string{"--version"}, ""},
+// Program is a third-party program that a benchmark uses.
+type Program struct {
+	Path string
+	// Version is the one that results of different days are compared for. Another is an error, not a footnote: `make tools` installs
+	// the right ones. "" is only printed.
+	Version string
 }
 
-// machine is what has to be known to read the numbers.
-type machine struct {
+// Machine is what has to be known to read the numbers.
+type Machine struct {
 	date     time.Time
 	ours     string
 	system   string
@@ -39,24 +31,22 @@ type machine struct {
 	load     float64
 }
 
-func describeMachine(ctx context.Context) (machine, error) {
+// DescribeMachine asks all programs for their versions.
+func DescribeMachine(ctx context.Context, programs []Program) (Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	if err := lab.Tools.Missing(); err != nil {
-		return machine{}, err
-	}
-	m := machine{date: time.Now(), ours: "unknown", system: system(), load: loadAverage()}
+	m := Machine{date: time.Now(), ours: "unknown", system: system(), load: LoadAverage()}
 	if out, err := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty").Output(); err == nil {
 		m.ours = strings.TrimSpace(string(out))
 	}
-	for _, p := range pinned {
-		out, err := exec.CommandContext(ctx, p.program, p.args...).Output()
+	for _, p := range programs {
+		out, err := exec.CommandContext(ctx, p.Path, "--version").Output()
 		if err != nil {
-			return machine{}, fmt.Errorf("%s: %w (make tools)", p.program, err)
+			return Machine{}, fmt.Errorf("%s: %w (make tools)", p.Path, err)
 		}
 		first, _, _ := strings.Cut(string(out), "\n")
-		if !strings.Contains(first, p.version) {
-			return machine{}, fmt.Errorf("%s is %q, the benchmark is defined for version %s (make tools)", p.program, first, p.version)
+		if !strings.Contains(first, p.Version) {
+			return Machine{}, fmt.Errorf("%s is %q, the benchmark is defined for version %s (make tools)", p.Path, first, p.Version)
 		}
 		m.programs = append(m.programs, strings.Trim(first, "* "))
 	}
@@ -83,8 +73,8 @@ func system() string {
 		unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), model, info.Totalram*uint64(info.Unit)>>30)
 }
 
-// loadAverage is that of the last minute, -1 if it is not known.
-func loadAverage() float64 {
+// LoadAverage is that of the last minute, -1 if it is not known.
+func LoadAverage() float64 {
 	b, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return -1
@@ -97,7 +87,8 @@ func loadAverage() float64 {
 	return load
 }
 
-func (m machine) write(w io.Writer) {
+// Write writes lines of Markdown.
+func (m Machine) Write(w io.Writer) {
 	fmt.Fprintf(w, "- date: %s\n- erofs-snapshotter: %s\n- machine: %s, load average %.2f at the start\n- versions: %s\n\n",
 		m.date.Format(time.DateOnly), m.ours, m.system, m.load, strings.Join(m.programs, ", "))
 }

@@ -1,4 +1,4 @@
-package main
+package benchkit
 
 import (
 	"context"
@@ -14,13 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
-	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 )
 
 const (
-	// diskBytes holds the largest image (1.4 GB with its blobs under overlayfs) and leaves ext4 half empty.
-	diskBytes = 4 << 30
-	// memoryBytes bounds the tmpfs with the registry's blobs, which are 0.4 GB.
+	// DiskBytes holds the largest image (1.4 GB with its blobs under overlayfs) and leaves ext4 half empty.
+	DiskBytes = 4 << 30
+	// memoryBytes bounds the tmpfs, with a registry's blobs of 0.4 GB.
 	memoryBytes = 2 << 30
 	// unmountTimeout is how long the last user of a file system may take to go away.
 	unmountTimeout = 10 * time.Second
@@ -28,25 +27,29 @@ const (
 	commandTimeout = 2 * time.Minute
 )
 
-// workshop is the directory in which everything happens, for one benchmark at a time:
+// Workshop is the directory in which everything happens, for one benchmark at a time:
 //
 //	disk      what the ext4 file systems are made in, written once so that no measurement pays for its allocation
 //	fs/       where the ext4 of the measurement is mounted
-//	mem/      a tmpfs, for the registry
-type workshop struct {
+//	mem/      a tmpfs
+type Workshop struct {
 	dir  string
 	lock *os.File // the open directory, locked
 }
 
-// openWorkshop clears what a killed benchmark left in dir, and makes everything but the file systems of the measurements.
-func openWorkshop(ctx context.Context, dir string, diskBytes int64) (_ *workshop, err error) {
+// Clear ends what a killed benchmark left running in a directory of the workshop, so that it can be unmounted.
+type Clear func(ctx context.Context, dir string) error
+
+// OpenWorkshop clears what a killed benchmark left in dir, and makes everything but the file systems of the measurements, which will
+// have diskBytes. clear may be nil.
+func OpenWorkshop(ctx context.Context, dir string, diskBytes int64, clear Clear) (_ *Workshop, err error) {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("needs root, for mounts and containers")
+		return nil, errors.New("needs root, for mounts")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	w := &workshop{dir: dir}
+	w := &Workshop{dir: dir}
 	if w.lock, err = os.Open(dir); err != nil {
 		return nil, err
 	}
@@ -55,38 +58,36 @@ func openWorkshop(ctx context.Context, dir string, diskBytes int64) (_ *workshop
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, w.close())
+			err = errors.Join(err, w.Close())
 		}
 	}()
-	if err := w.clearKilled(ctx); err != nil {
+	if err := w.clearKilled(ctx, clear); err != nil {
 		return nil, err
 	}
-	for _, d := range []string{w.fs(), w.memory()} {
+	for _, d := range []string{w.fs(), w.Memory()} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return nil, err
 		}
 	}
-	if err := unix.Mount("erofs-bench", w.memory(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,mode=0700", memoryBytes)); err != nil {
-		return nil, fmt.Errorf("mount tmpfs on %s: %w", w.memory(), err)
+	if err := unix.Mount("erofs-bench", w.Memory(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,mode=0700", memoryBytes)); err != nil {
+		return nil, fmt.Errorf("mount tmpfs on %s: %w", w.Memory(), err)
 	}
 	return w, w.fillDisk(ctx, diskBytes)
 }
 
-func (w *workshop) disk() string   { return filepath.Join(w.dir, "disk") }
-func (w *workshop) fs() string     { return filepath.Join(w.dir, "fs") }
-func (w *workshop) memory() string { return filepath.Join(w.dir, "mem") }
+func (w *Workshop) disk() string { return filepath.Join(w.dir, "disk") }
+func (w *Workshop) fs() string   { return filepath.Join(w.dir, "fs") }
 
-// clearKilled removes what a killed benchmark left. A lab that starts clears abandoned ones beside it, with their processes.
-func (w *workshop) clearKilled(ctx context.Context) error {
-	for _, d := range []string{w.fs(), w.memory()} {
-		if left, err := filepath.Glob(filepath.Join(d, "*")); err != nil || len(left) == 0 {
+// Memory is where the tmpfs is mounted.
+func (w *Workshop) Memory() string { return filepath.Join(w.dir, "mem") }
+
+// clearKilled removes what a killed benchmark left.
+func (w *Workshop) clearKilled(ctx context.Context, clear Clear) error {
+	for _, d := range []string{w.fs(), w.Memory()} {
+		if left, err := filepath.Glob(filepath.Join(d, "*")); err != nil || len(left) == 0 || clear == nil {
 			continue
 		}
-		l, err := lab.Start(ctx, lab.Options{Dir: d, NoDaemon: true})
-		if err == nil {
-			err = l.Close()
-		}
-		if err != nil {
+		if err := clear(ctx, d); err != nil {
 			return fmt.Errorf("clear what a killed benchmark left in %s: %w", d, err)
 		}
 	}
@@ -94,7 +95,7 @@ func (w *workshop) clearKilled(ctx context.Context) error {
 }
 
 // empty unmounts and removes everything in the directory.
-func (w *workshop) empty() error {
+func (w *Workshop) empty() error {
 	points, err := fsbackend.MountsBelow(w.dir)
 	if err != nil {
 		return err
@@ -104,7 +105,7 @@ func (w *workshop) empty() error {
 			return err
 		}
 	}
-	for _, path := range []string{w.fs(), w.memory(), w.disk()} {
+	for _, path := range []string{w.fs(), w.Memory(), w.disk()} {
 		if err := os.RemoveAll(path); err != nil {
 			return err
 		}
@@ -112,7 +113,8 @@ func (w *workshop) empty() error {
 	return nil
 }
 
-func (w *workshop) close() error {
+// Close unmounts and removes everything.
+func (w *Workshop) Close() error {
 	err := w.empty()
 	if err == nil {
 		err = os.Remove(w.dir)
@@ -121,8 +123,8 @@ func (w *workshop) close() error {
 }
 
 // fillDisk writes the whole file: blocks that are only reserved, or discarded by mkfs, would be slower at their first use.
-func (w *workshop) fillDisk(ctx context.Context, bytes int64) error {
-	progress("write %d MiB to %s", bytes>>20, w.disk())
+func (w *Workshop) fillDisk(ctx context.Context, bytes int64) error {
+	Progress("write %d MiB to %s", bytes>>20, w.disk())
 	f, err := os.OpenFile(w.disk(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -140,8 +142,8 @@ func (w *workshop) fillDisk(ctx context.Context, bytes int64) error {
 	return f.Sync()
 }
 
-// withFreshDisk makes an empty ext4, calls use with its mountpoint, and unmounts it.
-func (w *workshop) withFreshDisk(ctx context.Context, use func(dir string) error) (err error) {
+// WithFreshDisk makes an empty ext4, calls use with its mountpoint, and unmounts it.
+func (w *Workshop) WithFreshDisk(ctx context.Context, use func(dir string) error) (err error) {
 	switch mounted, err := fsbackend.Mounted(w.fs()); {
 	case err != nil:
 		return err
@@ -161,7 +163,7 @@ func (w *workshop) withFreshDisk(ctx context.Context, use func(dir string) error
 
 // mountDisk mounts the ext4. Its loop device does direct I/O: a disk has no page cache of its own that takes writes, copies them
 // with our processors, and makes a sync write everything at the end.
-func (w *workshop) mountDisk(ctx context.Context) error {
+func (w *Workshop) mountDisk(ctx context.Context) error {
 	out, err := exec.CommandContext(ctx, "losetup", "--find", "--show", "--direct-io=on", w.disk()).Output()
 	if err != nil {
 		return fmt.Errorf("loop device for %s: %w", w.disk(), err)
@@ -172,22 +174,9 @@ func (w *workshop) mountDisk(ctx context.Context) error {
 	return errors.Join(err, command(ctx, "losetup", "--detach", device))
 }
 
-// touchBytes is more memory than any measurement fills.
-const touchBytes = 3 << 30
-
-// touchMemory uses memory and gives it back, which the kernel then has at hand. A virtual machine may have returned free memory to its
-// host, and pays for it at the next use: seconds for a gigabyte at times, which would go to whoever comes next.
-func touchMemory() error {
-	b, err := unix.Mmap(-1, 0, touchBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
-	if err != nil {
-		return fmt.Errorf("touch %d MiB of memory: %w", touchBytes>>20, err)
-	}
-	return unix.Munmap(b)
-}
-
 // releaseDisk unmounts the ext4; its loop device goes with it. The mount is never detached while in use: the next mkfs would write
 // below a live file system.
-func (w *workshop) releaseDisk() error {
+func (w *Workshop) releaseDisk() error {
 	for deadline := time.Now().Add(unmountTimeout); ; time.Sleep(20 * time.Millisecond) {
 		err := unix.Unmount(w.fs(), unix.UMOUNT_NOFOLLOW)
 		if err == nil {
@@ -207,27 +196,4 @@ func command(ctx context.Context, argv ...string) error {
 		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
 	}
 	return nil
-}
-
-// coldCache writes everything back and drops the page cache and the caches of inodes and directory entries.
-func coldCache() error {
-	unix.Sync()
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
-		return err
-	}
-	return touchMemory()
-}
-
-// syncDisk is how long it takes to make everything on the file system of dir durable.
-func syncDisk(dir string) (time.Duration, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close()
-	begin := time.Now()
-	if err := unix.Syncfs(int(d.Fd())); err != nil {
-		return 0, fmt.Errorf("syncfs %s: %w", dir, err)
-	}
-	return time.Since(begin), nil
 }

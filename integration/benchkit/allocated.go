@@ -1,4 +1,4 @@
-package main
+package benchkit
 
 import (
 	"errors"
@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allocated is the disk space of everything below the directories, without the directory except. Files with several names count
+// Allocated is the disk space of everything below the directories, without the directory except. Files with several names count
 // once, file systems mounted below do not count, and a directory that does not exist has no size.
-func allocated(except string, dirs ...string) (int64, error) {
+func Allocated(except string, dirs ...string) (int64, error) {
 	s := spaceCount{except: except, seen: map[file]bool{}}
 	for _, dir := range dirs {
 		if err := s.add(dir); err != nil {
