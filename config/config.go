@@ -54,12 +54,14 @@ type Mount struct {
 	Mode string `toml:"mode"`
 }
 
-// Conversion bounds how many layers are converted at a time.
+// Conversion says how layers are converted.
 type Conversion struct {
 	// Parallel is the largest number of layers. Zero is the number of processors.
 	Parallel int `toml:"parallel"`
 	// Memory is what all of them may take together; each counts as 64 MiB. One is always converted.
 	Memory Size `toml:"memory"`
+	// Sync says when a layer is put on stable storage: before it is used, or after.
+	Sync string `toml:"sync"`
 }
 
 // Collection says when unreferenced data go.
@@ -95,7 +97,7 @@ func Default() Config {
 		Address:    "/run/erofs-snapshotter/erofs-snapshotter.sock",
 		Log:        Log{Level: "info", Format: "text"},
 		Mount:      Mount{Mode: "auto"},
-		Conversion: Conversion{Memory: Size{1 << 30}},
+		Conversion: Conversion{Memory: Size{1 << 30}, Sync: "before"},
 		Collection: Collection{Grace: Duration{30 * time.Second}},
 		Containerd: Containerd{
 			Address:      "/run/containerd/containerd.sock",
@@ -149,6 +151,7 @@ func (c Config) Validate() error {
 	if c.Conversion.Parallel < 0 {
 		report("conversion.parallel", fmt.Errorf("%d is negative", c.Conversion.Parallel))
 	}
+	report("conversion.sync", oneOf(c.Conversion.Sync, "before", "after"))
 	report("conversion.memory", aboveZero(c.Conversion.Memory.Bytes))
 	if c.Collection.Grace.Duration < 0 {
 		report("collection.grace", fmt.Errorf("%s is negative", c.Collection.Grace))

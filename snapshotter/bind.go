@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
@@ -45,8 +47,14 @@ func (s *Snapshotter) ActiveSnapshot(ctx context.Context, mounts []mount.Mount) 
 
 // Bind says that the content of an active snapshot is this instance, which Commit will take then. Until the call returns the
 // caller must have it pinned. Binding the same instance again does nothing; another one is errdefs.ErrFailedPrecondition.
-func (s *Snapshotter) Bind(ctx context.Context, snapshotID string, instance layerstore.ID) error {
-	err := s.update(ctx, func(ctx context.Context, r *records) error {
+//
+// The layer is what the instance was made from, in the namespace of ctx. Should the instance be lost, it is made from that again.
+func (s *Snapshotter) Bind(ctx context.Context, snapshotID string, instance layerstore.ID, layer ocispec.Descriptor) error {
+	from, err := sourceOf(ctx, layer)
+	if err != nil {
+		return err
+	}
+	err = s.update(ctx, func(ctx context.Context, r *records) error {
 		if err := mustBeActive(ctx, snapshotID); err != nil {
 			return err
 		}
@@ -65,7 +73,7 @@ func (s *Snapshotter) Bind(ctx context.Context, snapshotID string, instance laye
 			return fmt.Errorf("it has the layer %s already: %w", rec.Bound, errdefs.ErrFailedPrecondition)
 		}
 		rec.Bound = instance
-		return r.put(id, rec)
+		return errors.Join(r.put(id, rec), r.putSource(instance, from))
 	})
 	if err != nil {
 		return fmt.Errorf("give layer instance %s to snapshot %s: %w", instance, snapshotID, err)

@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -157,7 +158,7 @@ func importInto(c context.Context, s *Snapshotter, name, parent string) error {
 		return err
 	}
 	defer pin.Release()
-	if err := s.Bind(c, id, inst.ID); err != nil {
+	if err := s.Bind(c, id, inst.ID, ocispec.Descriptor{}); err != nil {
 		return err
 	}
 	return s.Commit(c, name, name+"-active")

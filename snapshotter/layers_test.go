@@ -11,9 +11,11 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
@@ -48,6 +50,12 @@ func tarOf(t testing.TB, files ...string) []byte {
 // pull makes a committed snapshot the way containerd does with our differ.
 func pull(t testing.TB, s *Snapshotter, name, parent string, files ...string) layerstore.Instance {
 	t.Helper()
+	return pullFrom(t, s, ocispec.Descriptor{}, name, parent, files...)
+}
+
+// pullFrom is pull of a layer that can be found again by its descriptor.
+func pullFrom(t testing.TB, s *Snapshotter, layer ocispec.Descriptor, name, parent string, files ...string) layerstore.Instance {
+	t.Helper()
 	mounts, err := s.Prepare(t.Context(), "extract "+name, parent)
 	must(t, err)
 	id, ok := s.ActiveSnapshot(t.Context(), mounts)
@@ -55,7 +63,7 @@ func pull(t testing.TB, s *Snapshotter, name, parent string, files ...string) la
 		t.Fatalf("mounts %v are not recognized", mounts)
 	}
 	inst, pin := importTar(t, s, files...)
-	must(t, s.Bind(t.Context(), id, inst.ID))
+	must(t, s.Bind(namespaces.WithNamespace(t.Context(), "default"), id, inst.ID, layer))
 	pin.Release()
 	must(t, s.Commit(t.Context(), name, "extract "+name))
 	return inst
@@ -153,11 +161,11 @@ func TestBindAndCommit(t *testing.T) {
 	}
 	inst, pin := importTar(t, s, "file", "content")
 	defer pin.Release()
-	must(t, s.Bind(t.Context(), id, inst.ID))
-	must(t, s.Bind(t.Context(), id, inst.ID)) // again is no error
+	must(t, s.Bind(t.Context(), id, inst.ID, ocispec.Descriptor{}))
+	must(t, s.Bind(t.Context(), id, inst.ID, ocispec.Descriptor{})) // again is no error
 	other, otherPin := importTar(t, s, "file", "other")
 	defer otherPin.Release()
-	if err := s.Bind(t.Context(), id, other.ID); !errdefs.IsFailedPrecondition(err) {
+	if err := s.Bind(t.Context(), id, other.ID, ocispec.Descriptor{}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("binding a second layer: %v, want failed precondition", err)
 	}
 
@@ -179,7 +187,7 @@ func TestBindAndCommit(t *testing.T) {
 	if got := instanceOf(t, s, "name"); got.ID != inst.ID {
 		t.Errorf("committed instance %s, want %s", got.ID, inst.ID)
 	}
-	if err := s.Bind(t.Context(), id, inst.ID); !errdefs.IsFailedPrecondition(err) {
+	if err := s.Bind(t.Context(), id, inst.ID, ocispec.Descriptor{}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("binding to a committed snapshot: %v, want failed precondition", err)
 	}
 }

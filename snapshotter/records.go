@@ -25,14 +25,16 @@ import (
 //	  version                          1
 //	  instances/<instance>             mount number n: the instance is mounted on m/<n in base 36>; from the sequence of this bucket
 //	  snapshots/<snapshot>             JSON, see record
+//	  sources/<instance>               JSON, see source: where the layer of the instance is, for making it again
 //	  refs/<instance><snapshot>        'c' if the committed snapshot is this instance, 'l' if it is a frozen lower of the snapshot
 //	                                   or bound to it. Follows from snapshots/, and New compares the two.
 //
-// An instance has a key in instances/ from the first time a snapshot refers to it until it is collected.
+// An instance has a key in instances/, and in sources/ if it came through Bind, from the first time a snapshot refers to it until it is collected.
 var (
 	bucketRoot      = []byte("erofs-snapshotter")
 	bucketInstances = []byte("instances")
 	bucketSnapshots = []byte("snapshots")
+	bucketSources   = []byte("sources")
 	bucketRefs      = []byte("refs")
 	keyVersion      = []byte("version")
 )
@@ -86,8 +88,8 @@ func parseRecord(b []byte) (record, error) {
 
 // records is our bucket in one transaction.
 type records struct {
-	tx                         *bbolt.Tx
-	instances, snapshots, refs *bbolt.Bucket
+	tx                                  *bbolt.Tx
+	instances, snapshots, sources, refs *bbolt.Bucket
 }
 
 // update runs fn in a write transaction, which is committed if fn returns nil and ctx has not ended: who has given up does not
@@ -133,7 +135,8 @@ func openRecords(t storage.Transactor) (*records, error) {
 	}
 	r := &records{tx: tx}
 	if root := tx.Bucket(bucketRoot); root != nil {
-		r.instances, r.snapshots, r.refs = root.Bucket(bucketInstances), root.Bucket(bucketSnapshots), root.Bucket(bucketRefs)
+		r.instances, r.snapshots = root.Bucket(bucketInstances), root.Bucket(bucketSnapshots)
+		r.sources, r.refs = root.Bucket(bucketSources), root.Bucket(bucketRefs)
 	}
 	return r, nil
 }
@@ -152,7 +155,7 @@ func (r *records) init() error {
 	} else if !bytes.Equal(got, want) {
 		return fmt.Errorf("bucket %s has version %q, this program knows %s only\n  start the version of the program that wrote it", bucketRoot, got, want)
 	}
-	for _, name := range [][]byte{bucketInstances, bucketSnapshots, bucketRefs} {
+	for _, name := range [][]byte{bucketInstances, bucketSnapshots, bucketSources, bucketRefs} {
 		if _, err := root.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -265,7 +268,9 @@ func (r *records) mountNumbers() map[uint64]layerstore.ID {
 }
 
 // forget deletes what is kept about an instance that has no references.
-func (r *records) forget(id layerstore.ID) error { return r.instances.Delete(instanceKey(id)) }
+func (r *records) forget(id layerstore.ID) error {
+	return errors.Join(r.instances.Delete(instanceKey(id)), r.sources.Delete(instanceKey(id)))
+}
 
 func (r *records) referenced(id layerstore.ID) bool {
 	prefix := instanceKey(id)

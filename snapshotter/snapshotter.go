@@ -55,10 +55,13 @@
 //	convert  a finished EROFS instance nobody refers to is collected; the directory is converted again.
 //
 // A power cut can, in addition, lose what was not synced: the contents of active snapshots and of directories not converted
-// yet. EROFS instances and metadata are always synced. The rename of Commit is not, and New repeats it.
+// yet. Metadata are always synced, and so are EROFS instances, unless layerstore.Options.SyncAfter allows a moment in between: what a
+// power cut takes then is made again from containerd's content store, before a snapshot with it is mounted. The rename of
+// Commit is not synced, and New repeats it.
 //
 // # Locks
 //
+//	lost                              making lost instances again; nothing else is held
 //	metadata.db's write transaction   all metadata; renames inside snapshots/; the creation of directories in snapshots/
 //	mounting, by mount number         m/<n>: making and removing the directory and what is mounted on it. Held while mounting,
 //	                                  so it is never taken inside of a transaction.
@@ -102,6 +105,8 @@ type Options struct {
 	Root string
 	// Backend mounts EROFS instances. Required.
 	Backend fsbackend.Backend
+	// Content is where layers are read from that must be made again. Nil: none can be.
+	Content Content
 	// Log gets changes of state and what was repaired. Nil discards it.
 	Log *slog.Logger
 	// Grace is how long an instance that nothing refers to stays. Zero is 30 seconds, negative is not at all.
@@ -114,6 +119,7 @@ type Options struct {
 type Snapshotter struct {
 	root    string
 	backend fsbackend.Backend
+	content Content
 	log     *slog.Logger
 	grace   time.Duration
 	layers  *layerstore.Store
@@ -122,6 +128,7 @@ type Snapshotter struct {
 
 	reservedFor int64 // the length of metadata.db for which reserve was done; guarded by the write transaction
 
+	lost       lostLayers
 	mounting   numberLocks
 	collecting sync.Mutex
 	idle       map[layerstore.ID]time.Time // since when an instance has no reference; guarded by collecting
@@ -144,6 +151,8 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 	s := &Snapshotter{
 		root:        root,
 		backend:     opts.Backend,
+		content:     opts.Content,
+		lost:        lostLayers{from: map[layerstore.ID]source{}},
 		log:         opts.Log,
 		grace:       opts.Grace,
 		overlay:     overlayOptions(),

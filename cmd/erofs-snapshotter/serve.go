@@ -103,12 +103,14 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 	sn, err := snapshotter.New(ctx, snapshotter.Options{
 		Root:    cfg.Root,
 		Backend: file.New(file.Options{Mode: mountModes[cfg.Mount.Mode]}),
+		Content: source,
 		Log:     log,
 		Grace:   grace,
 		Layers: layerstore.Options{
-			Limits:   limits(cfg.Limits),
-			Parallel: cfg.Conversion.Parallel,
-			Memory:   cfg.Conversion.Memory.Bytes,
+			Limits:    limits(cfg.Limits),
+			Parallel:  cfg.Conversion.Parallel,
+			Memory:    cfg.Conversion.Memory.Bytes,
+			SyncAfter: cfg.Conversion.Sync == "after",
 		},
 	})
 	if err != nil {

@@ -22,7 +22,10 @@ const (
 type peer struct {
 	name        string
 	snapshotter string // containerd's name for it
+	config      string // of our daemon
 }
+
+func (p peer) ours() bool { return p.snapshotter == lab.Snapshotter }
 
 func peerName(p peer) string { return p.name }
 
@@ -31,12 +34,15 @@ const (
 	overlayfs = "overlayfs"
 	ctrdErofs = "ctrd-erofs"
 	eager     = "eager"
+	// eagerAfter is eager with conversion.sync = "after".
+	eagerAfter = "eager-sync-after"
 )
 
 var peers = []peer{
-	{overlayfs, "overlayfs"},
-	{ctrdErofs, "erofs"}, // with its differ, mkfs.erofs --tar
-	{eager, lab.Snapshotter},
+	{name: overlayfs, snapshotter: "overlayfs"},
+	{name: ctrdErofs, snapshotter: "erofs"}, // with its differ, mkfs.erofs --tar
+	{name: eager, snapshotter: lab.Snapshotter},
+	{name: eagerAfter, snapshotter: lab.Snapshotter, config: "[conversion]\nsync = \"after\"\n"},
 }
 
 // pullRow is one measurement.
@@ -106,7 +112,7 @@ func measurePulls(ctx context.Context, w *benchkit.Workshop, s settings, csvPath
 // measure starts a containerd that has never seen anything, pulls and runs.
 func (r *pullRow) measure(ctx context.Context, w *benchkit.Workshop, reg *registry, img image, p peer) error {
 	return w.WithFreshDisk(ctx, func(dir string) (err error) {
-		l, err := lab.Start(ctx, lab.Options{Dir: dir, NoDaemon: p.name != eager, BuiltinErofs: true})
+		l, err := lab.Start(ctx, lab.Options{Dir: dir, NoDaemon: !p.ours(), BuiltinErofs: true, DaemonConfig: p.config})
 		if err != nil {
 			return err
 		}

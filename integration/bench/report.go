@@ -33,14 +33,17 @@ func writePulls(w io.Writer, rows []pullRow) {
 	}
 	var ratios strings.Builder
 	for _, k := range order {
-		if k.peer == eager {
+		if k.peer == eager || k.peer == eagerAfter {
 			continue
 		}
-		ours, theirs := groups[key{k.image, eager}], groups[k]
-		name := fmt.Sprintf("%s/%s:%s:%s", eager, k.peer, k.image, network)
-		durable := func(r pullRow) time.Duration { return r.sum() + r.sync }
-		ratios.WriteString(benchkit.RatioLine(name, benchkit.Times(ours, pullRow.sum), benchkit.Times(theirs, pullRow.sum)))
-		ratios.WriteString(benchkit.RatioLine(name+":synced", benchkit.Times(ours, durable), benchkit.Times(theirs, durable)))
+		theirs := groups[k]
+		for _, our := range []string{eager, eagerAfter} {
+			ours := groups[key{k.image, our}]
+			name := fmt.Sprintf("%s/%s:%s:%s", our, k.peer, k.image, network)
+			durable := func(r pullRow) time.Duration { return r.sum() + r.sync }
+			ratios.WriteString(benchkit.RatioLine(name, benchkit.Times(ours, pullRow.sum), benchkit.Times(theirs, pullRow.sum)))
+			ratios.WriteString(benchkit.RatioLine(name+":synced", benchkit.Times(ours, durable), benchkit.Times(theirs, durable)))
+		}
 	}
 	benchkit.WriteRatios(w, ratios.String())
 }

@@ -38,9 +38,9 @@ import (
 type Binder interface {
 	// ActiveSnapshot returns the active snapshot of ours that the mounts write to; ok is false when they are not ours.
 	ActiveSnapshot(ctx context.Context, mounts []mount.Mount) (id string, ok bool)
-	// Bind makes the instance the layer of the active snapshot. Binding the same one again does nothing; a snapshot that has
-	// another layer already is an error.
-	Bind(ctx context.Context, snapshotID string, instance layerstore.ID) error
+	// Bind makes the instance, made from the layer, that of the active snapshot. Binding the same one again does nothing; a snapshot
+	// that has another one already is an error.
+	Bind(ctx context.Context, snapshotID string, instance layerstore.ID, layer ocispec.Descriptor) error
 }
 
 // Source is where the bytes of layers are. The namespace of the request is in ctx.
@@ -68,7 +68,8 @@ func New(snapshots Binder, layers *layerstore.Store, source Source) *Differ {
 // Apply converts the layer and binds it to the active snapshot behind the mounts. The returned descriptor is that of the
 // uncompressed tar stream, which containerd compares with the image's configuration.
 //
-// Instances are on stable storage before they are visible, so the SyncFs option asks for nothing more.
+// The SyncFs option asks for nothing more: instances are on stable storage before they are visible, or a power cut costs a conversion
+// (layerstore.Options.SyncAfter).
 func (d *Differ) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	var config diff.ApplyConfig
 	for _, opt := range opts {
@@ -124,7 +125,7 @@ func (d *Differ) importAndBind(ctx context.Context, snapshot string, layer ocisp
 	}
 	// The pin keeps the instance from the collection until the snapshot's record names it.
 	defer pin.Release()
-	if err := d.snapshots.Bind(ctx, snapshot, instance.ID); err != nil {
+	if err := d.snapshots.Bind(ctx, snapshot, instance.ID, layer); err != nil {
 		return layerstore.Instance{}, fmt.Errorf("bind to snapshot %s: %w", snapshot, err)
 	}
 	return instance, nil

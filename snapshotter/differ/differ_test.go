@@ -48,7 +48,7 @@ func (s *snapshotTable) ActiveSnapshot(_ context.Context, mounts []mount.Mount) 
 	return mounts[0].Source, ok
 }
 
-func (s *snapshotTable) Bind(_ context.Context, id string, instance layerstore.ID) error {
+func (s *snapshotTable) Bind(_ context.Context, id string, instance layerstore.ID, _ ocispec.Descriptor) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.bound[id] != "" && s.bound[id] != instance {

@@ -17,8 +17,8 @@ import (
 // fill writes the two files of an instance and says what is known about it.
 type fill func(context.Context, converter.Target) (Instance, error)
 
-// make builds an EROFS instance in its place. On an error nothing of it is left.
-func (s *Store) make(ctx context.Context, id ID, fill fill) (_ Instance, err error) {
+// make builds an EROFS instance in its place, on stable storage if durable. On an error nothing of it is left.
+func (s *Store) make(ctx context.Context, id ID, durable bool, fill fill) (_ Instance, err error) {
 	work := filepath.Join(s.dir, buildingPrefix+string(id))
 	defer func() {
 		if err != nil {
@@ -32,12 +32,15 @@ func (s *Store) make(ctx context.Context, id ID, fill fill) (_ Instance, err err
 	if err := os.Mkdir(work, 0o700); err != nil {
 		return Instance{}, err
 	}
-	inst, err := writeImage(ctx, work, id, fill)
+	inst, err := s.writeImage(ctx, work, id, durable, fill)
 	if err != nil {
 		return Instance{}, err
 	}
-	if err := writeRecord(work, inst); err != nil {
+	if err := writeRecord(filepath.Join(work, recordName), inst, durable); err != nil {
 		return Instance{}, err
+	}
+	if !durable {
+		return inst, os.Rename(work, s.path(id))
 	}
 	if err := syncDir(work); err != nil {
 		return Instance{}, err
@@ -53,8 +56,8 @@ func (s *Store) make(ctx context.Context, id ID, fill fill) (_ Instance, err err
 	return inst, nil
 }
 
-// writeImage makes the two files of an instance below dir, and syncs them.
-func writeImage(ctx context.Context, dir string, id ID, fill fill) (_ Instance, err error) {
+// writeImage makes the two files of an instance below dir, and syncs them if durable.
+func (s *Store) writeImage(ctx context.Context, dir string, id ID, durable bool, fill fill) (_ Instance, err error) {
 	var files [2]*writeBehind
 	for i, name := range []string{metaName, dataName} {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -69,40 +72,54 @@ func writeImage(ctx context.Context, dir string, id ID, fill fill) (_ Instance, 
 		return Instance{}, err
 	}
 	step.Reached("layerstore/build/filled")
-	// Both at once: together they wait for the disk, and for the filesystem's journal, once.
-	var syncing sync.WaitGroup
-	var allocated [2]int64
-	var errs [2]error
-	for i, want := range []int64{inst.MetaBytes, inst.DataBytes} {
-		syncing.Go(func() { allocated[i], errs[i] = syncFile(files[i], want) })
-	}
-	syncing.Wait()
-	if err := errors.Join(errs[:]...); err != nil {
-		return Instance{}, err
-	}
-	inst.DiskBytes = allocated[0] + allocated[1]
 	inst.ID, inst.Kind, inst.Created = id, EROFS, time.Now().UTC()
-	return inst, nil
+	if durable {
+		inst.DiskBytes, err = syncFiles(inst, files[0], files[1])
+	} else {
+		inst.Unsynced = s.boot
+		inst.DiskBytes, err = allocatedFiles(inst, files[0], files[1])
+	}
+	return inst, err
 }
 
-// syncFile syncs f, whose length must be want, and returns what it takes on disk. Only after the sync is that number final:
-// filesystems with delayed allocation choose the blocks when they write.
-func syncFile(f *writeBehind, want int64) (allocated int64, err error) {
-	if err := f.Sync(); err != nil {
+// file is what is asked of a meta image or data blob that is written.
+type file interface {
+	Sync() error
+	Stat() (os.FileInfo, error)
+}
+
+// syncFiles syncs the files of an instance and returns what they take on disk. Only after the sync is that number final: filesystems
+// with delayed allocation choose the blocks when they write. Both are synced at once, so that together they wait for the disk, and for
+// the filesystem's journal, once.
+func syncFiles(inst Instance, meta, data file) (allocated int64, err error) {
+	var syncing sync.WaitGroup
+	var dataErr error
+	syncing.Go(func() { dataErr = data.Sync() })
+	err = meta.Sync()
+	syncing.Wait()
+	if err := errors.Join(err, dataErr); err != nil {
 		return 0, err
 	}
-	fi, err := f.Stat()
-	if err != nil {
-		return 0, err
+	return allocatedFiles(inst, meta, data)
+}
+
+// allocatedFiles returns what the files of an instance take on disk, after it has checked their lengths.
+func allocatedFiles(inst Instance, meta, data file) (allocated int64, err error) {
+	for f, want := range map[file]int64{meta: inst.MetaBytes, data: inst.DataBytes} {
+		fi, err := f.Stat()
+		if err != nil {
+			return 0, err
+		}
+		if fi.Size() != want {
+			return 0, fmt.Errorf("%s has %d bytes, the converter wrote %d", fi.Name(), fi.Size(), want)
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			return 0, fmt.Errorf("%s: no file status", fi.Name())
+		}
+		allocated += st.Blocks * 512
 	}
-	if fi.Size() != want {
-		return 0, fmt.Errorf("%s has %d bytes, the converter wrote %d", f.Name(), fi.Size(), want)
-	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, fmt.Errorf("%s: no file status", f.Name())
-	}
-	return st.Blocks * 512, nil
+	return allocated, nil
 }
 
 func syncDir(dir string) error {

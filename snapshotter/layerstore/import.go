@@ -130,12 +130,15 @@ func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Open
 		err := enter(buildCtx)
 		var inst Instance
 		if err == nil {
-			inst, err = s.make(buildCtx, id, func(ctx context.Context, t converter.Target) (Instance, error) {
+			inst, err = s.make(buildCtx, id, !s.syncAfter, func(ctx context.Context, t converter.Target) (Instance, error) {
 				return s.convertLayer(ctx, layer, open, t)
 			})
 			s.places.Release(1)
 		}
 		s.finish(id, b, inst, err)
+		if err == nil && inst.Unsynced != "" {
+			s.settle(inst)
+		}
 	})
 	return b
 }

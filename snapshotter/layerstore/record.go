@@ -54,6 +54,9 @@ type Instance struct {
 	// was, of an EROFS instance the id of the directory instance.
 	Origin  string    `json:"origin,omitempty"`
 	Created time.Time `json:"created"`
+	// Unsynced is the id of the boot in which the instance was made, as long as it is not known to be on stable storage. In another
+	// boot it means nothing.
+	Unsynced string `json:"unsynced,omitempty"`
 }
 
 // versionError says that layer.json was written by another version of the program.
@@ -132,16 +135,18 @@ func readRecord(dir string) (Instance, error) {
 	return inst, nil
 }
 
-// writeRecord writes the layer.json of the instance directory dir, and syncs the file. The file must not exist.
-func writeRecord(dir string, inst Instance) error {
+// writeRecord writes a layer.json, which must not exist, and syncs it if durable.
+func writeRecord(path string, inst Instance, durable bool) error {
 	b, err := encodeRecord(inst)
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, recordName), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
+	if _, err = f.Write(b); err == nil && durable {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
