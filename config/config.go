@@ -52,6 +52,8 @@ type Log struct {
 type Mount struct {
 	// Mode is auto, file or loop.
 	Mode string `toml:"mode"`
+	// DirectIO says when layers are read past the page cache of their files: never, cold or always.
+	DirectIO string `toml:"direct_io"`
 }
 
 // Conversion says how layers are converted.
@@ -96,7 +98,7 @@ func Default() Config {
 		Root:       "/var/lib/containerd/io.containerd.snapshotter.v1.erofs-snapshotter",
 		Address:    "/run/erofs-snapshotter/erofs-snapshotter.sock",
 		Log:        Log{Level: "info", Format: "text"},
-		Mount:      Mount{Mode: "auto"},
+		Mount:      Mount{Mode: "auto", DirectIO: "never"},
 		Conversion: Conversion{Memory: Size{1 << 30}, Sync: "before"},
 		Collection: Collection{Grace: Duration{30 * time.Second}},
 		Containerd: Containerd{
@@ -144,6 +146,7 @@ func (c Config) Validate() error {
 	report("log.level", oneOf(c.Log.Level, "debug", "info", "warn", "error"))
 	report("log.format", oneOf(c.Log.Format, "text", "json"))
 	report("mount.mode", oneOf(c.Mount.Mode, "auto", "file", "loop"))
+	report("mount.direct_io", oneOf(c.Mount.DirectIO, "never", "cold", "always"))
 	report("containerd.address", checkSocket(c.Containerd.Address))
 	if c.Address == c.Containerd.Address {
 		report("address", errors.New("is also containerd.address; the daemon needs a socket of its own"))

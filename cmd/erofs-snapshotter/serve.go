@@ -40,6 +40,9 @@ const stopGrace = 10 * time.Second
 // mountModes are the values of mount.mode.
 var mountModes = map[string]file.Mode{"auto": file.Auto, "file": file.File, "loop": file.Loop}
 
+// directIO are the values of mount.direct_io.
+var directIO = map[string]file.Direct{"never": file.Never, "cold": file.WhenCold, "always": file.Always}
+
 func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "serve",
@@ -102,7 +105,7 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 	}
 	sn, err := snapshotter.New(ctx, snapshotter.Options{
 		Root:    cfg.Root,
-		Backend: file.New(file.Options{Mode: mountModes[cfg.Mount.Mode]}),
+		Backend: file.New(file.Options{Mode: mountModes[cfg.Mount.Mode], Direct: directIO[cfg.Mount.DirectIO]}),
 		Content: source,
 		Log:     log,
 		Grace:   grace,

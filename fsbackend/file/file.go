@@ -4,6 +4,8 @@
 // on tmpfs or overlayfs), both files get a loop device. Loop devices clear themselves with their last user, so neither an
 // error nor a crash at any point leaves one behind.
 //
+// The blocks of the data blob are read through its page cache, or with direct I/O if that is asked for; see Direct.
+//
 // A mount is made and checked before it is attached to its target: it appears there whole, or not at all.
 package file
 
@@ -33,18 +35,20 @@ const (
 
 // Options configure a Backend. The zero value works.
 type Options struct {
-	Mode Mode
+	Mode   Mode
+	Direct Direct
 }
 
 // Backend implements fsbackend.Backend.
 type Backend struct {
-	mode Mode
+	mode   Mode
+	direct Direct
 }
 
 var _ fsbackend.Backend = (*Backend)(nil)
 
 // New returns a backend. It asks nothing of the kernel yet; see fsbackend/probe for that.
-func New(o Options) *Backend { return &Backend{mode: o.Mode} }
+func New(o Options) *Backend { return &Backend{mode: o.Mode, direct: o.Direct} }
 
 // Mount implements fsbackend.Backend.
 func (b *Backend) Mount(ctx context.Context, img fsbackend.Image, target string) error {
@@ -92,27 +96,48 @@ func (b *Backend) mountOnce(ctx context.Context, img fsbackend.Image, target str
 // do; with any other error the loop device would hide what is wrong.
 func (b *Backend) superblock(ctx context.Context, f *imageFiles) (*mountapi.Mount, error) {
 	if b.mode == Loop {
-		return overLoop(ctx, f)
+		return b.overLoop(ctx, f)
 	}
-	m, err := mountapi.EROFS(f.source(), f.device())
+	m, err := b.fileBacked(f)
 	if b.mode == File || !errors.Is(err, unix.ENOTBLK) {
 		return m, err
 	}
-	m, lerr := overLoop(ctx, f)
+	m, lerr := b.overLoop(ctx, f)
 	if lerr != nil {
 		return nil, fmt.Errorf("file-backed: %w; over loop devices: %w", err, lerr)
 	}
 	return m, nil
 }
 
-func overLoop(ctx context.Context, f *imageFiles) (*mountapi.Mount, error) {
-	devices, err := loop.Attach(ctx, f.meta, f.data)
+// fileBacked mounts the files as they are. A kernel without the option for direct I/O has the last word by a mount without it.
+func (b *Backend) fileBacked(f *imageFiles) (*mountapi.Mount, error) {
+	if b.direct.now(f.data) {
+		if m, err := mountapi.EROFSDirect(f.source(), f.device()); !errors.Is(err, mountapi.ErrNoDirect) {
+			return m, err
+		}
+	}
+	return mountapi.EROFS(f.source(), f.device())
+}
+
+// overLoop mounts loop devices. As with file-backed mounts, direct I/O is for data only: metadata is read in small pieces, which
+// are slow without the read-ahead of the page cache.
+func (b *Backend) overLoop(ctx context.Context, f *imageFiles) (*mountapi.Mount, error) {
+	// The superblock holds the devices in the end.
+	meta, err := loop.Attach(ctx, f.meta)
 	if err != nil {
 		return nil, err
 	}
-	// The superblock holds the devices from now on.
-	defer devices.Close()
-	return mountapi.EROFS(devices[0].Path, devices[1].Path)
+	defer meta.Close()
+	attach := loop.Attach
+	if b.direct.now(f.data) {
+		attach = loop.AttachDirect
+	}
+	data, err := attach(ctx, f.data)
+	if err != nil {
+		return nil, err
+	}
+	defer data.Close()
+	return mountapi.EROFS(meta[0].Path, data[0].Path)
 }
 
 // hint says what to do about errors that mean that this kernel cannot.

@@ -29,21 +29,31 @@ var (
 
 func TestAuto(t *testing.T) {
 	testenv.Need(t, testenv.Root, testenv.EROFS)
-	suite(t, Auto)
+	suite(t, Options{})
 }
 
 func TestFileBacked(t *testing.T) {
 	testenv.Need(t, testenv.Root, testenv.EROFS, fileBacked)
-	suite(t, File)
+	suite(t, Options{Mode: File})
+}
+
+func TestFileBackedDirect(t *testing.T) {
+	testenv.Need(t, testenv.Root, testenv.EROFS, fileBacked)
+	suite(t, Options{Mode: File, Direct: Always})
 }
 
 func TestLoop(t *testing.T) {
 	testenv.Need(t, testenv.Root, testenv.EROFS, loopDevices)
-	suite(t, Loop)
+	suite(t, Options{Mode: Loop})
 }
 
-func suite(t *testing.T, m Mode) {
-	backendtest.Run(t, func(*testing.T) fsbackend.Backend { return New(Options{Mode: m}) }, backendtest.TinyImage)
+func TestLoopDirect(t *testing.T) {
+	testenv.Need(t, testenv.Root, testenv.EROFS, loopDevices)
+	suite(t, Options{Mode: Loop, Direct: Always})
+}
+
+func suite(t *testing.T, o Options) {
+	backendtest.Run(t, func(*testing.T) fsbackend.Backend { return New(o) }, backendtest.TinyImage)
 }
 
 // The probe's answer is what a mount would have told.

@@ -28,7 +28,7 @@ type variant struct {
 var variants = []variant{
 	{name: "buffered", options: file.Options{Direct: file.Never}},
 	{name: "direct", options: file.Options{Direct: file.Always}},
-	{name: "whencold"},
+	{name: "whencold", options: file.Options{Direct: file.WhenCold}},
 	{name: "direct+ra256", options: file.Options{Direct: file.Always}, readAheadKiB: 256},
 	{name: "direct+ra512", options: file.Options{Direct: file.Always}, readAheadKiB: 512},
 	{name: "buffered+forget", options: file.Options{Direct: file.Never}, forget: true},

@@ -34,11 +34,24 @@ type Device struct {
 // Devices are the loop devices of one mount.
 type Devices []Device
 
+// flags are those of every device: it is read-only, and clears itself.
+const flags = unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR
+
 // Attach makes a block device of each file. The files may be closed afterwards.
 func Attach(ctx context.Context, files ...*os.File) (Devices, error) {
+	return attachAll(ctx, flags, files)
+}
+
+// AttachDirect is Attach of devices that read their files with direct I/O, past the page cache of the files. Of a file that cannot do
+// it the kernel uses the page cache.
+func AttachDirect(ctx context.Context, files ...*os.File) (Devices, error) {
+	return attachAll(ctx, flags|unix.LO_FLAGS_DIRECT_IO, files)
+}
+
+func attachAll(ctx context.Context, flags uint32, files []*os.File) (Devices, error) {
 	var ds Devices
 	for _, f := range files {
-		d, err := attach(ctx, f)
+		d, err := attach(ctx, flags, f)
 		if err != nil {
 			ds.Close()
 			return nil, fmt.Errorf("loop device for %s: %w", f.Name(), err)
@@ -55,7 +68,7 @@ func (ds Devices) Close() {
 	}
 }
 
-func attach(ctx context.Context, file *os.File) (Device, error) {
+func attach(ctx context.Context, flags uint32, file *os.File) (Device, error) {
 	oneAtATime.Lock()
 	defer oneAtATime.Unlock()
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR|unix.O_CLOEXEC, 0)
@@ -71,14 +84,14 @@ func attach(ctx context.Context, file *os.File) (Device, error) {
 			return Device{}, err
 		}
 		var d Device
-		if d, err = attachFree(control, file); !taken(err) {
+		if d, err = attachFree(control, flags, file); !taken(err) {
 			return d, err
 		}
 	}
 	return Device{}, fmt.Errorf("%d attempts: %w", attempts, err)
 }
 
-func attachFree(control, file *os.File) (Device, error) {
+func attachFree(control *os.File, flags uint32, file *os.File) (Device, error) {
 	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 	if err != nil {
 		return Device{}, fmt.Errorf("LOOP_CTL_GET_FREE: %w", err)
@@ -89,7 +102,7 @@ func attachFree(control, file *os.File) (Device, error) {
 		return Device{}, err
 	}
 	c := unix.LoopConfig{Fd: uint32(file.Fd())}
-	c.Info.Flags = unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR
+	c.Info.Flags = flags
 	if err := unix.IoctlLoopConfigure(int(node.Fd()), &c); err != nil {
 		node.Close()
 		return Device{}, fmt.Errorf("LOOP_CONFIGURE %s: %w", path, err)

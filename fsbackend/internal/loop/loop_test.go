@@ -117,7 +117,7 @@ func TestRace(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for range 10 {
-				d, err := attachFree(control, f)
+				d, err := attachFree(control, flags, f)
 				if err == nil {
 					d.node.Close()
 				} else if !taken(err) {
@@ -137,4 +137,33 @@ func TestRace(t *testing.T) {
 	}
 	wg.Wait()
 	mustClear(t, f)
+}
+
+// With direct I/O the content is the same, and the kernel says that the file's page cache is not used. Directories on filesystems
+// without direct I/O get devices all the same.
+func TestAttachDirect(t *testing.T) {
+	testenv.Need(t, testenv.Root, devices)
+	content := bytes.Repeat([]byte("0123456789abcdef"), 512)
+	f := backingFile(t, content)
+	ds, err := AttachDirect(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ds.Close()
+	if got, err := os.ReadFile(ds[0].Path); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%s reads %d bytes, %v", ds[0].Path, len(got), err)
+	}
+	dio, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(ds[0].Path), "loop/dio"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	can, err := os.OpenFile(f.Name(), os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Logf("no direct I/O here (%v): dio is %s", err, bytes.TrimSpace(dio))
+		return
+	}
+	can.Close()
+	if string(bytes.TrimSpace(dio)) != "1" {
+		t.Errorf("the device does not use direct I/O: dio is %s", bytes.TrimSpace(dio))
+	}
 }

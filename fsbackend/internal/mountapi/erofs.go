@@ -1,19 +1,49 @@
 package mountapi
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
 )
 
+// ErrNoDirect is wrapped by the error of EROFSDirect on kernels that do not have its option.
+var ErrNoDirect = errors.New("no direct I/O by this kernel's EROFS")
+
 // EROFS makes a mount of the image in source, with its devices in the order of the image's device table. Source and devices
 // are all regular files, or all block devices.
 func EROFS(source string, devices ...string) (*Mount, error) {
+	return erofs(source, devices, nil)
+}
+
+// EROFSDirect is EROFS of regular files, whose blocks the kernel reads past the page cache of those files. Metadata goes through the
+// page cache of source all the same. Of files that cannot do direct I/O the kernel uses the page cache.
+func EROFSDirect(source string, devices ...string) (*Mount, error) {
+	return erofs(source, devices, setDirect)
+}
+
+// setDirect asks for direct I/O. A kernel without file-backed mounts either does not know the option (EINVAL) or knows it and says
+// that it was built without.
+func setDirect(c *Context) error {
+	err := c.SetFlag("directio")
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, ErrIgnored) {
+		return fmt.Errorf("%w: %w", ErrNoDirect, err)
+	}
+	return err
+}
+
+// erofs makes a mount; configure, which may be nil, sets more options.
+func erofs(source string, devices []string, configure func(*Context) error) (*Mount, error) {
 	c, err := Open("erofs")
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
+	if configure != nil {
+		if err := configure(c); err != nil {
+			return nil, err
+		}
+	}
 	// Without the flag a block device is opened for writing, which a read-only one refuses.
 	if err := c.SetFlag("ro"); err != nil {
 		return nil, err

@@ -144,3 +144,10 @@ func TestEROFSRefusesOtherDeviceCounts(t *testing.T) {
 		t.Errorf("mount with an overlong device name: %v, %v", m, err)
 	}
 }
+
+// A filesystem that does not know the option answers as kernels do whose EROFS does not.
+func TestNoDirect(t *testing.T) {
+	if err := setDirect(open(t, "tmpfs")); !errors.Is(err, ErrNoDirect) || !errors.Is(err, unix.EINVAL) {
+		t.Errorf("got %v, want ErrNoDirect", err)
+	}
+}
