@@ -9,6 +9,7 @@ import (
 	"maps"
 	"sync"
 
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -60,37 +61,80 @@ func (r *records) source(id layerstore.ID) (source, bool) {
 // lostLayers are instances that snapshots refer to and the layer store does not have, but that can be made again: they were damaged, or
 // not synced when the machine went down.
 type lostLayers struct {
-	mu   sync.Mutex // held while one is made
+	mu   sync.Mutex
 	from map[layerstore.ID]source
 }
 
-// add is for the start.
 func (l *lostLayers) add(id layerstore.ID, from source) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.from[id] = from
 }
 
-// restore makes lost instances again, if there are any: before a snapshot is made or mounted, because what it consists of must be there.
-// They are few, so that nobody asks whether this snapshot is one that needs them. What cannot be made stays lost, and is missed by the
-// snapshots that need it.
-func (s *Snapshotter) restore(ctx context.Context) {
-	s.lost.mu.Lock()
-	defer s.lost.mu.Unlock()
-	for id, from := range maps.Clone(s.lost.from) {
-		if ctx.Err() != nil {
-			return
+func (l *lostLayers) remove(id layerstore.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.from, id)
+}
+
+func (l *lostLayers) all() map[layerstore.ID]source {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.from)
+}
+
+// restore makes lost instances again that the snapshot called key consists of or lies on, if there are any: before it is mounted, or
+// one is made on it. What cannot be made stays lost, and whoever asked finds it missing.
+func (s *Snapshotter) restore(ctx context.Context, key string) {
+	lost := s.lost.all()
+	if len(lost) == 0 || key == "" {
+		return
+	}
+	needed, err := s.instancesBelow(ctx, key)
+	if err != nil {
+		return // who asked finds out as well
+	}
+	for id := range needed {
+		from, ok := lost[id]
+		if !ok {
+			continue
 		}
 		if err := s.makeAgain(ctx, id, from); err != nil {
-			s.log.Error("lost layer not made again: snapshots with it cannot be mounted; remove their image and pull it again, if this stays so",
+			s.log.Error("lost layer not made again: if this stays so, remove the images with it and pull them again",
 				"instance", id, "layer", from.Layer.Digest, "cause", err)
 			continue
 		}
-		delete(s.lost.from, id)
+		s.lost.remove(id)
 		s.log.Info("lost layer made again", "instance", id, "layer", from.Layer.Digest)
 	}
 }
 
+// instancesBelow returns what the snapshot called key and all its parents refer to.
+func (s *Snapshotter) instancesBelow(ctx context.Context, key string) (map[layerstore.ID]byte, error) {
+	all := map[layerstore.ID]byte{}
+	err := s.view(ctx, func(ctx context.Context, r *records) error {
+		for key != "" {
+			id, info, _, err := storage.GetInfo(ctx, key)
+			if err != nil {
+				return err
+			}
+			number, err := parseSnapshotID(id)
+			if err != nil {
+				return err
+			}
+			rec, err := r.get(number)
+			if err != nil {
+				return err
+			}
+			maps.Copy(all, rec.refs())
+			key = info.Parent
+		}
+		return nil
+	})
+	return all, err
+}
+
+// makeAgain may run for one instance many times at once: they share one conversion.
 func (s *Snapshotter) makeAgain(ctx context.Context, id layerstore.ID, from source) error {
 	if s.content == nil {
 		return errors.New("no content store is known")

@@ -61,7 +61,6 @@
 //
 // # Locks
 //
-//	lost                              making lost instances again; nothing else is held
 //	metadata.db's write transaction   all metadata; renames inside snapshots/; the creation of directories in snapshots/
 //	mounting, by mount number         m/<n>: making and removing the directory and what is mounted on it. Held while mounting,
 //	                                  so it is never taken inside of a transaction.

@@ -133,6 +133,12 @@ func TestImportAhead(t *testing.T) {
 	if !s.Pinned(EagerID(digests[2])) {
 		t.Error("not pinned while its import is yet to come")
 	}
+	_, pin, err := s.Import(t.Context(), digests[2], never)
+	must(t, err)
+	pin.Release()
+	if s.Pinned(EagerID(digests[2])) {
+		t.Error("pinned although its import has come")
+	}
 }
 
 // TestImportAheadKeepsAPlace: with one conversion at a time nothing is done ahead.

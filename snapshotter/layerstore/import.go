@@ -104,7 +104,12 @@ func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opene
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if inst, ok := s.instances[id]; ok {
-		return inst, s.pin(id), nil, false, nil
+		pin := s.pin(id)
+		if ahead := s.ahead[id]; ahead != nil {
+			s.unpin(ahead)
+			delete(s.ahead, id)
+		}
+		return inst, pin, nil, false, nil
 	}
 	if b := s.builds[id]; b != nil {
 		b.waiters++
@@ -162,7 +167,9 @@ func (s *Store) finish(id ID, b *build, inst Instance, err error) {
 			s.pins[id] += b.waiters
 		}
 		if b.ahead {
-			time.AfterFunc(aheadHold, s.pin(id).Release)
+			held := s.pin(id).held
+			s.ahead[id] = held
+			time.AfterFunc(aheadHold, func() { s.endHold(id, held) })
 		}
 	} else if b.abandoned {
 		err = errAbandoned
@@ -170,6 +177,16 @@ func (s *Store) finish(id ID, b *build, inst Instance, err error) {
 	s.leaveAhead(b)
 	b.inst, b.err = inst, err
 	close(b.done)
+}
+
+// endHold releases the pin of an instance that was imported ahead, unless its Import has come.
+func (s *Store) endHold(id ID, pin *heldPin) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unpin(pin)
+	if s.ahead[id] == pin {
+		delete(s.ahead, id)
+	}
 }
 
 // wait returns the result of b, with one of the pins that finish made.

@@ -139,7 +139,8 @@ type Store struct {
 	instances map[ID]Instance
 	pins      map[ID]int
 	builds    map[ID]*build
-	aheadNow  int // builds that nobody has asked for yet
+	aheadNow  int             // builds that nobody has asked for yet
+	ahead     map[ID]*heldPin // of instances that were imported ahead, until their Import comes
 	dirUsage  map[ID]Usage
 }
 

@@ -35,6 +35,7 @@ func Open(root string, opts Options) (*Store, error) {
 		instances: map[ID]Instance{},
 		pins:      map[ID]int{},
 		builds:    map[ID]*build{},
+		ahead:     map[ID]*heldPin{},
 		dirUsage:  map[ID]Usage{},
 	}
 	var err error

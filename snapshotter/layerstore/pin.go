@@ -24,12 +24,17 @@ func (p Pin) Release() {
 	s := p.held.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p.held.released {
+	s.unpin(p.held)
+}
+
+// unpin is called with mu held.
+func (s *Store) unpin(h *heldPin) {
+	if h.released {
 		return
 	}
-	p.held.released = true
-	if s.pins[p.held.id]--; s.pins[p.held.id] == 0 {
-		delete(s.pins, p.held.id)
+	h.released = true
+	if s.pins[h.id]--; s.pins[h.id] == 0 {
+		delete(s.pins, h.id)
 	}
 }
 
