@@ -36,19 +36,21 @@ const (
 // its repair of the kill before. Whatever was being done may fail. But containers go on reading right bytes, every layer that is
 // visible is whole, the next pull succeeds, and nothing is orphaned.
 func TestKill(t *testing.T) {
-	t.Run("erofs", func(t *testing.T) { kill(t, lab.Differ, 1) })
+	t.Run("erofs", func(t *testing.T) { kill(t, lab.Differ, 1, "") })
+	// Layers are in use before they are synced.
+	t.Run("sync after", func(t *testing.T) { kill(t, lab.Differ, 3, "[conversion]\nsync = \"after\"\n") })
 	// Layers are unpacked into directories, and converted while containers start on them.
-	t.Run("directories", func(t *testing.T) { kill(t, "walking", 3) })
+	t.Run("directories", func(t *testing.T) { kill(t, "walking", 3, "") })
 }
 
-func kill(t *testing.T, differ string, part int) {
+func kill(t *testing.T, differ string, part int, config string) {
 	kills, seed := tortureInput(t)
 	kills = (kills + part - 1) / part
 	t.Logf("%d kills, EROFS_TORTURE_SEED=%d", kills, seed)
 	s := newStory(t, time.Minute+time.Duration(kills)*10*time.Second, lab.Options{
 		Images:       append([]string{"java-gzip"}, killedImages...),
 		Differ:       differ,
-		DaemonConfig: "[collection]\ngrace = \"200ms\"\n", // or few pulls would convert anything
+		DaemonConfig: config + "[collection]\ngrace = \"200ms\"\n", // or few pulls would convert anything
 	})
 	k := &torture{
 		story:   s,

@@ -21,6 +21,9 @@ type Images interface {
 // 0.2 ms.
 const lookAgain = 20 * time.Millisecond
 
+// lookAhead is how many layers are looked for. Those further up are near when the next layer is applied.
+const lookAhead = 16
+
 // importAbove imports the layers above one that is being applied, because containerd asks for them one after the other: each as soon
 // as it is in the content store and there is a place for it. It returns when all have begun, or when ctx ends with the request;
 // what has begun goes on.
@@ -36,7 +39,10 @@ func (d *Differ) importAbove(ctx context.Context, namespace string, layer digest
 	if err != nil {
 		return
 	}
-	above = slices.DeleteFunc(above, func(l ocispec.Descriptor) bool { return !isTarLayer(l.MediaType) })
+	// A manifest holds what a stranger wrote.
+	above = slices.DeleteFunc(above[:min(len(above), lookAhead)], func(l ocispec.Descriptor) bool {
+		return !isTarLayer(l.MediaType) || l.Digest.Validate() != nil
+	})
 	for {
 		above = slices.DeleteFunc(above, func(l ocispec.Descriptor) bool { return d.importAhead(ctx, l) })
 		if len(above) == 0 {
