@@ -121,8 +121,10 @@ func (r *row) run(ctx context.Context, in input, m method, dir string) (err erro
 	if r.inputBytes, err = benchkit.Warm(in.path); err != nil {
 		return err
 	}
-	if err := benchkit.TouchMemory(); err != nil {
-		return err
+	if m.writes {
+		if err := benchkit.TouchMemory(); err != nil {
+			return err
+		}
 	}
 	r.report, err = m.start(ctx, job{input: in.path, output: dir, digest: in.digest})
 	return err

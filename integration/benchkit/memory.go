@@ -10,7 +10,7 @@ import (
 )
 
 // touchBytes is more memory than any measurement fills.
-const touchBytes = 3 << 30
+const touchBytes = 2 << 30
 
 // TouchMemory uses memory and gives it back, which the kernel then has at hand. A virtual machine may have returned free memory to its
 // host, and pays for it at the next use: seconds for a gigabyte at times, which would go to whoever comes next.

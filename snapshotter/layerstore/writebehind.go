@@ -11,6 +11,10 @@ import (
 // one piece.
 const behindBytes = 8 << 20
 
+// writeBytes is the largest write. Filesystems with large folios take one as a piece of contiguous memory, and large pieces are slow to
+// get, at worst from the host of a virtual machine.
+const writeBytes = 128 << 10
+
 // writeBehind is a file that the disk writes while more of it is produced, so that the sync at the end waits for the last part only.
 // For one writer, from the front to the back for the most part.
 type writeBehind struct {
@@ -36,8 +40,12 @@ func newWriteBehind(f *os.File) *writeBehind {
 }
 
 // WriteAt implements io.WriterAt.
-func (w *writeBehind) WriteAt(b []byte, at int64) (int, error) {
-	n, err := w.File.WriteAt(b, at)
+func (w *writeBehind) WriteAt(b []byte, at int64) (n int, err error) {
+	for n < len(b) && err == nil {
+		var m int
+		m, err = w.File.WriteAt(b[n:min(n+writeBytes, len(b))], at+int64(n))
+		n += m
+	}
 	w.from, w.to = min(w.from, at), max(w.to, at+int64(n))
 	if w.to-w.from >= behindBytes {
 		select {
