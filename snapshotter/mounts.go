@@ -34,7 +34,9 @@ type lower struct {
 // Mounts returns how to mount an active snapshot or a view, after it has mounted what is missing of its layers. For one
 // snapshot the answer is always the same, until Bind gives it a layer.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	s.restore(ctx, key)
+	if err := s.restore(ctx, key); err != nil {
+		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, err)
+	}
 	var st stack
 	err := s.view(ctx, func(ctx context.Context, r *records) error {
 		snapshot, err := storage.GetSnapshot(ctx, key)

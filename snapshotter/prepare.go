@@ -32,7 +32,9 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 // create makes a snapshot in one transaction, which freezes and refers to its lowers, so that none of them can be collected
 // while it is mounted afterwards. If that fails the snapshot is removed again.
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
-	s.restore(ctx, parent)
+	if err := s.restore(ctx, parent); err != nil {
+		return nil, fmt.Errorf("prepare snapshot %q: %w", key, err)
+	}
 	st, err := s.enter(ctx, kind, key, parent, opts)
 	if err != nil {
 		return nil, err

@@ -108,7 +108,6 @@ func (s *Snapshotter) checkRecords(r *records, kinds map[uint64]snapshots.Kind) 
 				continue
 			}
 			if from, ok := r.source(inst); ok {
-				s.lost.add(inst, from)
 				s.log.Warn("a layer instance of a snapshot is missing: it is made again when it is needed", "snapshot", id, "instance", inst, "layer", from.Layer.Digest)
 			} else {
 				s.log.Error("a layer instance of a snapshot is missing: the snapshot cannot be mounted; remove its image and pull it again", "snapshot", id, "instance", inst)

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
@@ -58,80 +58,79 @@ func (r *records) source(id layerstore.ID) (source, bool) {
 	return from, b != nil && json.Unmarshal(b, &from) == nil && layerstore.EagerID(from.Layer.Digest) == id
 }
 
-// lostLayers are instances that snapshots refer to and the layer store does not have, but that can be made again: they were damaged, or
-// not synced when the machine went down.
-type lostLayers struct {
-	mu   sync.Mutex
-	from map[layerstore.ID]source
-}
-
-func (l *lostLayers) add(id layerstore.ID, from source) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.from[id] = from
-}
-
-func (l *lostLayers) remove(id layerstore.ID) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.from, id)
-}
-
-func (l *lostLayers) all() map[layerstore.ID]source {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return maps.Clone(l.from)
-}
-
-// restore makes lost instances again that the snapshot called key consists of or lies on, if there are any: before it is mounted, or
-// one is made on it. What cannot be made stays lost, and whoever asked finds it missing.
-func (s *Snapshotter) restore(ctx context.Context, key string) {
-	lost := s.lost.all()
-	if len(lost) == 0 || key == "" {
-		return
-	}
-	needed, err := s.instancesBelow(ctx, key)
-	if err != nil {
-		return // who asked finds out as well
-	}
-	for id := range needed {
-		from, ok := lost[id]
-		if !ok {
-			continue
-		}
-		if err := s.makeAgain(ctx, id, from); err != nil {
-			s.log.Error("lost layer not made again: if this stays so, remove the images with it and pull them again",
-				"instance", id, "layer", from.Layer.Digest, "cause", err)
-			continue
-		}
-		s.lost.remove(id)
-		s.log.Info("lost layer made again", "instance", id, "layer", from.Layer.Digest)
-	}
-}
-
-// instancesBelow returns what the snapshot called key and all its parents refer to.
-func (s *Snapshotter) instancesBelow(ctx context.Context, key string) (map[layerstore.ID]byte, error) {
-	all := map[layerstore.ID]byte{}
+// restore makes instances again that the snapshot called key consists of or lies on and that the layer store does not have: before it is
+// mounted, or one is made on it. They were damaged, or not synced when the machine went down. An instance whose layer is not known is
+// no error here: who asks finds it missing.
+func (s *Snapshotter) restore(ctx context.Context, key string) error {
+	missing := map[layerstore.ID]source{}
 	err := s.view(ctx, func(ctx context.Context, r *records) error {
 		for key != "" {
 			id, info, _, err := storage.GetInfo(ctx, key)
 			if err != nil {
-				return err
+				return nil // who asks finds out as well
 			}
 			number, err := parseSnapshotID(id)
 			if err != nil {
 				return err
 			}
-			rec, err := r.get(number)
-			if err != nil {
-				return err
+			if rec, err := r.get(number); err == nil {
+				for id := range rec.refs() {
+					s.addMissing(missing, r, id)
+				}
 			}
-			maps.Copy(all, rec.refs())
 			key = info.Parent
 		}
 		return nil
 	})
-	return all, err
+	if err != nil {
+		return err
+	}
+	return s.makeAllAgain(ctx, missing)
+}
+
+// restoreAfter is how long layers that could not be made again are left alone: containerd may not have started yet.
+const restoreAfter = 10 * time.Second
+
+// restoreAll makes all instances again that snapshots miss, and returns when to try again. It goes on when a request for one of them
+// gives up.
+func (s *Snapshotter) restoreAll(ctx context.Context) (next time.Duration, err error) {
+	missing := map[layerstore.ID]source{}
+	err = s.view(ctx, func(_ context.Context, r *records) error {
+		for _, id := range r.mountNumbers() {
+			if r.referenced(id) {
+				s.addMissing(missing, r, id)
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		err = s.makeAllAgain(ctx, missing)
+	}
+	if err != nil {
+		return restoreAfter, err
+	}
+	return time.Hour, nil
+}
+
+func (s *Snapshotter) addMissing(missing map[layerstore.ID]source, r *records, id layerstore.ID) {
+	if _, err := s.layers.Get(id); err == nil {
+		return
+	}
+	if from, ok := r.source(id); ok {
+		missing[id] = from
+	}
+}
+
+func (s *Snapshotter) makeAllAgain(ctx context.Context, missing map[layerstore.ID]source) error {
+	var errs []error
+	for id, from := range missing {
+		if err := s.makeAgain(ctx, id, from); err != nil {
+			errs = append(errs, fmt.Errorf("lost layer %s not made again: %w\n  if this stays so, remove the images with it and pull them again", from.Layer.Digest, err))
+			continue
+		}
+		s.log.Info("lost layer made again", "instance", id, "layer", from.Layer.Digest)
+	}
+	return errors.Join(errs...)
 }
 
 // makeAgain may run for one instance many times at once: they share one conversion.
@@ -140,7 +139,7 @@ func (s *Snapshotter) makeAgain(ctx context.Context, id layerstore.ID, from sour
 		return errors.New("no content store is known")
 	}
 	inst, pin, err := s.layers.Import(ctx, from.Layer.Digest, func(ctx context.Context) (io.ReadCloser, error) {
-		return s.content.Open(namespaces.WithNamespace(ctx, from.Namespace), from.Layer)
+		return s.openAgain(ctx, from)
 	})
 	if err != nil {
 		return err
@@ -151,4 +150,32 @@ func (s *Snapshotter) makeAgain(ctx context.Context, id layerstore.ID, from sour
 		return fmt.Errorf("it is another instance now, %s", inst.ID)
 	}
 	return nil
+}
+
+// openAgain looks in the namespace that brought the layer last, and in that of the request: another one may have it still.
+func (s *Snapshotter) openAgain(ctx context.Context, from source) (io.ReadCloser, error) {
+	blob, err := s.content.Open(namespaces.WithNamespace(ctx, from.Namespace), from.Layer)
+	if other, ok := namespaces.Namespace(ctx); ok && errdefs.IsNotFound(err) && other != from.Namespace {
+		return s.content.Open(namespaces.WithNamespace(ctx, other), from.Layer)
+	}
+	return blob, err
+}
+
+// lost unmounts an instance that turned out damaged while in use. Snapshots that are mounted from now on get it made again; containers
+// that run keep what they have mounted.
+func (s *Snapshotter) lost(id layerstore.ID) {
+	ctx := context.Background() // of no request: the disk failed
+	var n uint64
+	var ok bool
+	err := s.view(ctx, func(_ context.Context, r *records) error {
+		n, ok = r.mountNumber(id)
+		return nil
+	})
+	if err == nil && ok {
+		err = s.unmountLayer(ctx, n)
+	}
+	if err != nil {
+		s.log.Error("damaged layer instance not unmounted: new containers may read from it", "instance", id, "cause", err)
+	}
+	wake(s.wakeRestore)
 }

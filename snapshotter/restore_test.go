@@ -46,7 +46,7 @@ func powerCut(t *testing.T, s *Snapshotter, inst layerstore.Instance) {
 	record := strings.TrimSuffix(s.layers.MetaPath(inst.ID), "meta.erofs") + "layer.json"
 	b, err := os.ReadFile(record)
 	must(t, err)
-	b = bytes.Replace(b, []byte("{"), []byte(`{"unsynced": "00000000-0000-4000-8000-000000000000",`), 1)
+	b = bytes.Replace(b, []byte("{"), []byte(`{"unsynced": true,`), 1)
 	must(t, os.WriteFile(record, b, 0o600))
 	must(t, os.WriteFile(s.layers.DataPath(inst.ID), make([]byte, inst.DataBytes), 0o600))
 }

@@ -7,11 +7,13 @@ import (
 	"time"
 )
 
-// Run does what no call waits for: it syncs layers that an earlier process left unsynced, converts directory instances, collects garbage and deletes it. It returns nil when ctx has
+// Run does what no call waits for: it makes lost layers again, converts directory instances, collects garbage and deletes it. It returns nil when ctx has
 // ended and the last of its goroutines too. Without it the snapshotter works; directories stay, and only Cleanup deletes.
 func (s *Snapshotter) Run(ctx context.Context) error {
 	var running sync.WaitGroup
-	running.Go(func() { s.layers.Settle(ctx) })
+	running.Go(func() {
+		s.repeat(ctx, "a layer that snapshots miss was not made again yet", s.wakeRestore, s.restoreAll)
+	})
 	running.Go(func() { s.convertDirectories(ctx) })
 	running.Go(func() { s.repeat(ctx, "collection left something for the next one", s.wakeCollect, s.collect) })
 	running.Go(func() { s.repeat(ctx, "files not deleted, will be tried again", s.wakeDelete, s.deleteDiscarded) })

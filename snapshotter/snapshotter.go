@@ -110,7 +110,7 @@ type Options struct {
 	Log *slog.Logger
 	// Grace is how long an instance that nothing refers to stays. Zero is 30 seconds, negative is not at all.
 	Grace time.Duration
-	// Layers are the options of the layer store. Its Log is set to the one above.
+	// Layers are the options of the layer store. Log and Lost are set by New.
 	Layers layerstore.Options
 }
 
@@ -127,13 +127,12 @@ type Snapshotter struct {
 
 	reservedFor int64 // the length of metadata.db for which reserve was done; guarded by the write transaction
 
-	lost       lostLayers
 	mounting   numberLocks
 	collecting sync.Mutex
 	idle       map[layerstore.ID]time.Time // since when an instance has no reference; guarded by collecting
 
-	// Each holds at most one signal: something may have to be converted, collected, deleted.
-	wakeConvert, wakeCollect, wakeDelete chan struct{}
+	// Each holds at most one signal: something may have to be converted, collected, deleted, made again.
+	wakeConvert, wakeCollect, wakeDelete, wakeRestore chan struct{}
 }
 
 var (
@@ -151,7 +150,6 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 		root:        root,
 		backend:     opts.Backend,
 		content:     opts.Content,
-		lost:        lostLayers{from: map[layerstore.ID]source{}},
 		log:         opts.Log,
 		grace:       opts.Grace,
 		overlay:     overlayOptions(),
@@ -159,6 +157,7 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 		wakeConvert: make(chan struct{}, 1),
 		wakeCollect: make(chan struct{}, 1),
 		wakeDelete:  make(chan struct{}, 1),
+		wakeRestore: make(chan struct{}, 1),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -175,7 +174,7 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	opts.Layers.Log = s.log
+	opts.Layers.Log, opts.Layers.Lost = s.log, s.lost
 	if s.layers, err = layerstore.Open(root, opts.Layers); err != nil {
 		return nil, err
 	}

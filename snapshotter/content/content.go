@@ -102,13 +102,11 @@ func (s *Store) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClose
 	return r, nil
 }
 
-// file opens the blob of r as a file, if there is a way to it.
-func (s *Store) file(r *reader, blob digest.Digest) (f *os.File) {
-	_ = r.bounded(func() error {
-		f = s.files.open(r.ctx, blob, r.blob.Size())
-		return nil
-	})
-	return f
+// file opens the blob of r as a file, if there is a way to it. The question must not cost r its context.
+func (s *Store) file(r *reader, blob digest.Digest) *os.File {
+	ctx, cancel := context.WithTimeout(r.ctx, s.stall)
+	defer cancel()
+	return s.files.open(ctx, blob, r.blob.Size())
 }
 
 // errStalled is the cause of a context that the stall timer cancelled.

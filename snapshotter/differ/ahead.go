@@ -17,12 +17,14 @@ type Images interface {
 	Above(ctx context.Context, layer digest.Digest) ([]ocispec.Descriptor, error)
 }
 
-// lookAgain is how often a layer that containerd is still fetching is looked for: often enough not to cost time, and a request of
-// 0.2 ms.
-const lookAgain = 20 * time.Millisecond
-
-// lookAhead is how many layers are looked for. Those further up are near when the next layer is applied.
-const lookAhead = 16
+const (
+	// lookAgain is how often a layer that containerd is still fetching is looked for, with a request of 0.2 ms.
+	lookAgain = 50 * time.Millisecond
+	// fetchedAtOnce is how many layers are looked for each time: as many as containerd fetches at a time, unless told otherwise.
+	fetchedAtOnce = 3
+	// lookAhead is how many layers are waited for. Those further up are near when the next layer is applied.
+	lookAhead = 16
+)
 
 // importAbove imports the layers above one that is being applied, because containerd asks for them one after the other: each as soon
 // as it is in the content store and there is a place for it. It returns when all have begun, or when ctx ends with the request;
@@ -31,7 +33,7 @@ const lookAhead = 16
 // Nothing here can fail a pull. What cannot be imported ahead is asked for by containerd in its turn.
 func (d *Differ) importAbove(ctx context.Context, namespace string, layer digest.Digest) {
 	images, ok := d.source.(Images)
-	if !ok {
+	if _, ever := d.layers.MayImportAhead(); !ok || !ever {
 		return
 	}
 	ctx = namespaces.WithNamespace(ctx, namespace)
@@ -44,9 +46,14 @@ func (d *Differ) importAbove(ctx context.Context, namespace string, layer digest
 		return !isTarLayer(l.MediaType) || l.Digest.Validate() != nil
 	})
 	for {
-		above = slices.DeleteFunc(above, func(l ocispec.Descriptor) bool { return d.importAhead(ctx, l) })
+		above = slices.DeleteFunc(above, func(l ocispec.Descriptor) bool { return d.layers.Known(l.Digest) })
 		if len(above) == 0 {
 			return
+		}
+		for _, l := range above[:min(len(above), fetchedAtOnce)] {
+			if now, _ := d.layers.MayImportAhead(); now && d.fetched(ctx, l) {
+				d.layers.ImportAhead(ctx, l.Digest, func(ctx context.Context) (io.ReadCloser, error) { return d.source.Open(ctx, l) })
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -56,14 +63,12 @@ func (d *Differ) importAbove(ctx context.Context, namespace string, layer digest
 	}
 }
 
-// importAhead returns whether the layer needs no further look.
-func (d *Differ) importAhead(ctx context.Context, layer ocispec.Descriptor) bool {
+// fetched says whether containerd has a layer.
+func (d *Differ) fetched(ctx context.Context, layer ocispec.Descriptor) bool {
 	blob, err := d.source.Open(ctx, layer)
 	if err != nil {
-		return false // not fetched yet
+		return false
 	}
 	_ = blob.Close() // nothing was read
-	return d.layers.ImportAhead(ctx, layer.Digest, func(ctx context.Context) (io.ReadCloser, error) {
-		return d.source.Open(ctx, layer)
-	})
+	return true
 }

@@ -17,109 +17,158 @@ import (
 // fill writes the two files of an instance and says what is known about it.
 type fill func(context.Context, converter.Target) (Instance, error)
 
-// make builds an EROFS instance in its place, on stable storage if durable. On an error nothing of it is left.
-func (s *Store) make(ctx context.Context, id ID, durable bool, fill fill) (_ Instance, err error) {
-	work := filepath.Join(s.dir, buildingPrefix+string(id))
-	defer func() {
+// make builds an EROFS instance in its place, on stable storage. On an error nothing of it is left.
+func (s *Store) make(ctx context.Context, id ID, fill fill) (Instance, error) {
+	var inst Instance
+	err := s.inWork(id, func(work string) error {
+		files, err := createFiles(work)
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(work))
+			return err
 		}
-	}()
-	// What an earlier attempt could not delete must not stand in the way of this one, the only one for this id.
-	if err := os.RemoveAll(work); err != nil {
-		return Instance{}, err
-	}
-	if err := os.Mkdir(work, 0o700); err != nil {
-		return Instance{}, err
-	}
-	inst, err := s.writeImage(ctx, work, id, durable, fill)
+		defer files.close()
+		if inst, err = files.write(ctx, id, fill); err != nil {
+			return err
+		}
+		if inst.DiskBytes, err = files.sync(inst); err != nil {
+			return err
+		}
+		if err := writeRecord(filepath.Join(work, recordName), inst, true); err != nil {
+			return err
+		}
+		if err := syncDir(work); err != nil {
+			return err
+		}
+		step.Reached("layerstore/build/written")
+		if err := os.Rename(work, s.path(id)); err != nil {
+			return err
+		}
+		step.Reached("layerstore/build/renamed")
+		if err := syncDir(s.dir); err != nil {
+			return errors.Join(err, os.Rename(s.path(id), work))
+		}
+		return nil
+	})
 	if err != nil {
 		return Instance{}, err
-	}
-	if err := writeRecord(filepath.Join(work, recordName), inst, durable); err != nil {
-		return Instance{}, err
-	}
-	if !durable {
-		return inst, os.Rename(work, s.path(id))
-	}
-	if err := syncDir(work); err != nil {
-		return Instance{}, err
-	}
-	step.Reached("layerstore/build/written")
-	if err := os.Rename(work, s.path(id)); err != nil {
-		return Instance{}, err
-	}
-	step.Reached("layerstore/build/renamed")
-	if err := syncDir(s.dir); err != nil {
-		return Instance{}, errors.Join(err, os.Rename(s.path(id), work))
 	}
 	return inst, nil
 }
 
-// writeImage makes the two files of an instance below dir, and syncs them if durable.
-func (s *Store) writeImage(ctx context.Context, dir string, id ID, durable bool, fill fill) (_ Instance, err error) {
-	var files [2]*writeBehind
-	for i, name := range []string{metaName, dataName} {
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return Instance{}, err
+// makeUnsynced builds an EROFS instance in its place and returns its files, for settle. On an error nothing of it is left.
+func (s *Store) makeUnsynced(ctx context.Context, id ID, fill fill) (Instance, *imageFiles, error) {
+	var inst Instance
+	var files *imageFiles
+	err := s.inWork(id, func(work string) (err error) {
+		if files, err = createFiles(work); err != nil {
+			return err
 		}
-		files[i] = newWriteBehind(f)
-		defer files[i].Close()
+		defer func() {
+			if err != nil {
+				files.close()
+			}
+		}()
+		if inst, err = files.write(ctx, id, fill); err != nil {
+			return err
+		}
+		inst.Unsynced = true
+		if inst.DiskBytes, err = files.allocated(inst); err != nil {
+			return err
+		}
+		if err := writeRecord(filepath.Join(work, recordName), inst, false); err != nil {
+			return err
+		}
+		return os.Rename(work, s.path(id))
+	})
+	if err != nil {
+		return Instance{}, nil, err
 	}
-	inst, err := fill(ctx, converter.Target{ID: id.Bytes(), Meta: files[0], Data: files[1]})
+	return inst, files, nil
+}
+
+// inWork calls do with a directory for the instance id, which is removed when do fails.
+func (s *Store) inWork(id ID, do func(work string) error) error {
+	work := filepath.Join(s.dir, buildingPrefix+string(id))
+	// What an earlier attempt could not delete must not stand in the way of this one, the only one for this id.
+	if err := os.RemoveAll(work); err != nil {
+		return err
+	}
+	err := os.Mkdir(work, 0o700)
+	if err == nil {
+		err = do(work)
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(work))
+	}
+	return nil
+}
+
+// imageFiles are the two files of an instance while they are written.
+type imageFiles struct{ meta, data *writeBehind }
+
+// createFiles makes them below dir.
+func createFiles(dir string) (_ *imageFiles, err error) {
+	f := &imageFiles{}
+	if f.meta, err = createWriteBehind(filepath.Join(dir, metaName)); err != nil {
+		return nil, err
+	}
+	if f.data, err = createWriteBehind(filepath.Join(dir, dataName)); err != nil {
+		return nil, errors.Join(err, f.meta.Close())
+	}
+	return f, nil
+}
+
+// close may be called again. Errors of writing come from sync.
+func (f *imageFiles) close() {
+	_ = f.meta.Close()
+	_ = f.data.Close()
+}
+
+func (f *imageFiles) write(ctx context.Context, id ID, fill fill) (Instance, error) {
+	inst, err := fill(ctx, converter.Target{ID: id.Bytes(), Meta: f.meta, Data: f.data})
 	if err != nil {
 		return Instance{}, err
 	}
 	step.Reached("layerstore/build/filled")
 	inst.ID, inst.Kind, inst.Created = id, EROFS, time.Now().UTC()
-	if durable {
-		inst.DiskBytes, err = syncFiles(inst, files[0], files[1])
-	} else {
-		inst.Unsynced = s.boot
-		inst.DiskBytes, err = allocatedFiles(inst, files[0], files[1])
-	}
-	return inst, err
+	return inst, nil
 }
 
-// file is what is asked of a meta image or data blob that is written.
-type file interface {
-	Sync() error
-	Stat() (os.FileInfo, error)
-}
-
-// syncFiles syncs the files of an instance and returns what they take on disk. Only after the sync is that number final: filesystems
-// with delayed allocation choose the blocks when they write. Both are synced at once, so that together they wait for the disk, and for
-// the filesystem's journal, once.
-func syncFiles(inst Instance, meta, data file) (allocated int64, err error) {
+// sync puts both files on stable storage and returns what they take on disk. Only then is that number final: filesystems with delayed
+// allocation choose the blocks when they write. Both are synced at once, so that together they wait for the disk, and for the
+// filesystem's journal, once.
+func (f *imageFiles) sync(inst Instance) (allocated int64, err error) {
 	var syncing sync.WaitGroup
 	var dataErr error
-	syncing.Go(func() { dataErr = data.Sync() })
-	err = meta.Sync()
+	syncing.Go(func() { dataErr = f.data.Sync() })
+	err = f.meta.Sync()
 	syncing.Wait()
 	if err := errors.Join(err, dataErr); err != nil {
 		return 0, err
 	}
-	return allocatedFiles(inst, meta, data)
+	return f.allocated(inst)
 }
 
-// allocatedFiles returns what the files of an instance take on disk, after it has checked their lengths.
-func allocatedFiles(inst Instance, meta, data file) (allocated int64, err error) {
-	for f, want := range map[file]int64{meta: inst.MetaBytes, data: inst.DataBytes} {
-		fi, err := f.Stat()
+// allocated returns what the files take on disk, after it has checked their lengths.
+func (f *imageFiles) allocated(inst Instance) (int64, error) {
+	var total int64
+	for _, file := range []struct {
+		f    *writeBehind
+		want int64
+	}{{f.meta, inst.MetaBytes}, {f.data, inst.DataBytes}} {
+		fi, err := file.f.Stat()
 		if err != nil {
 			return 0, err
 		}
-		if fi.Size() != want {
-			return 0, fmt.Errorf("%s has %d bytes, the converter wrote %d", fi.Name(), fi.Size(), want)
+		if fi.Size() != file.want {
+			return 0, fmt.Errorf("%s has %d bytes, the converter wrote %d", fi.Name(), fi.Size(), file.want)
 		}
 		st, ok := fi.Sys().(*syscall.Stat_t)
 		if !ok {
 			return 0, fmt.Errorf("%s: no file status", fi.Name())
 		}
-		allocated += st.Blocks * 512
+		total += st.Blocks * 512
 	}
-	return allocated, nil
+	return total, nil
 }
 
 func syncDir(dir string) error {

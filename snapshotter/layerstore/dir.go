@@ -117,7 +117,7 @@ func (s *Store) ConvertDir(ctx context.Context, id ID) (Instance, Pin, error) {
 	}
 	defer dirPin.Release()
 	to := randomID()
-	inst, err := s.make(ctx, to, true, func(ctx context.Context, t converter.Target) (Instance, error) {
+	inst, err := s.make(ctx, to, func(ctx context.Context, t converter.Target) (Instance, error) {
 		res, err := s.fromDir(ctx, s.DirPath(id), t, s.limits)
 		if err != nil {
 			return Instance{}, err

@@ -73,9 +73,25 @@ func checkDigest(layer digest.Digest) error {
 	return nil
 }
 
+// MayImportAhead says whether there is a place for an ImportAhead now, and whether there ever is.
+func (s *Store) MayImportAhead() (now, ever bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.aheadNow < s.parallel-1 && !s.closed, s.parallel > 1
+}
+
+// Known says whether a layer's instance is there or on its way.
+func (s *Store) Known(layer digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := EagerID(layer)
+	_, ok := s.instances[id]
+	return ok || s.builds[id] != nil
+}
+
 // ImportAhead begins to make the instance of a layer that will be asked for soon, and returns true; or that is done or on its way
 // already. It returns false when all places are taken: one is always kept for an Import. What becomes of it is seen by the Import that
-// follows. Until then the instance is pinned, but not for longer than a minute.
+// follows. Until then the instance is pinned, but not for longer than aheadHold.
 func (s *Store) ImportAhead(ctx context.Context, layer digest.Digest, open Opener) bool {
 	if checkDigest(layer) != nil {
 		return true // Import says what is wrong
@@ -96,8 +112,8 @@ func (s *Store) ImportAhead(ctx context.Context, layer digest.Digest, open Opene
 }
 
 // aheadHold is how long an instance that was imported ahead waits for its Import, if nothing else keeps it. Between the two lie the
-// conversions of the layers below.
-const aheadHold = time.Minute
+// conversions of the layers below; if the pull is given up, the instance takes room for so long.
+const aheadHold = 10 * time.Minute
 
 // join returns the instance with a pin if it is there, and otherwise the build to wait for, and whether this call began it.
 func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opener) (_ Instance, _ Pin, _ *build, mine bool, _ error) {
@@ -132,17 +148,24 @@ func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Open
 	s.builds[id] = b
 	s.running.Go(func() {
 		defer cancel()
-		err := enter(buildCtx)
-		var inst Instance
-		if err == nil {
-			inst, err = s.make(buildCtx, id, !s.syncAfter, func(ctx context.Context, t converter.Target) (Instance, error) {
-				return s.convertLayer(ctx, layer, open, t)
-			})
-			s.places.Release(1)
+		if err := enter(buildCtx); err != nil {
+			s.finish(id, b, Instance{}, err)
+			return
 		}
+		fill := func(ctx context.Context, t converter.Target) (Instance, error) {
+			return s.convertLayer(ctx, layer, open, t)
+		}
+		if !s.syncAfter {
+			inst, err := s.make(buildCtx, id, fill)
+			s.places.Release(1)
+			s.finish(id, b, inst, err)
+			return
+		}
+		inst, files, err := s.makeUnsynced(buildCtx, id, fill)
+		s.places.Release(1)
 		s.finish(id, b, inst, err)
-		if err == nil && inst.Unsynced != "" {
-			s.settle(inst)
+		if err == nil {
+			s.settle(inst, files)
 		}
 	})
 	return b

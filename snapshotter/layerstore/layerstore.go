@@ -18,9 +18,9 @@
 // An EROFS instance is written into .building-<id>. The files are synced, layer.json is written and synced, the directory is
 // synced, renamed into place, and layers/ is synced. So an instance that is there is complete, also after a power cut.
 //
-// With SyncAfter, nothing of that is synced at first, and layer.json has "unsynced": the id of the boot. The files are synced while the
-// instance is in use already; then a layer.json without the mark takes the place of the first. In another boot an instance with the
-// mark is damaged: what was not written reads as zeros, and nothing tells.
+// With SyncAfter, nothing of that is synced at first, and layer.json says so. The files are synced while the instance is in use already;
+// then a layer.json without that mark takes the place of the first, as layer.json.next. An instance that has the mark when the store is
+// opened, or an empty layer.json, is dropped: what was not written reads as zeros, and nothing tells.
 //
 // A directory instance exists from the moment the upper directory is renamed to layers/<id>/dir; the link is in place before
 // that. One without dir/ is an adoption that did not take place. Nothing is synced: a sync waits for whatever else the disk has
@@ -88,9 +88,11 @@ type Options struct {
 	// Parallel is how many layers are converted at a time; the others wait. Zero is the number of processors, but not more than
 	// Memory allows.
 	Parallel int
-	// SyncAfter makes imported layers visible before they are on stable storage, and syncs them right after. A power cut in between costs
-	// a conversion: the instance is gone then.
+	// SyncAfter makes imported layers visible before they are on stable storage, and syncs them right after. A crash or a power cut in
+	// between costs a conversion: the instance is gone then.
 	SyncAfter bool
+	// Lost is called with an instance that has left the store because the disk did not take it. It may be mounted.
+	Lost func(ID)
 	// Memory is about how much memory conversions may take together, at ConversionBytes each. Zero is no bound.
 	Memory int64
 }
@@ -119,7 +121,7 @@ type Store struct {
 	limits   converter.Limits
 
 	syncAfter bool
-	boot      string // the id of this boot
+	lost      func(ID)
 
 	// What makes the two files of an instance; tests replace them.
 	fromTar func(context.Context, io.Reader, converter.Target, converter.Limits) (converter.Result, error)

@@ -28,6 +28,7 @@ func Open(root string, opts Options) (*Store, error) {
 		log:       opts.Log,
 		limits:    opts.Limits,
 		syncAfter: opts.SyncAfter,
+		lost:      opts.Lost,
 		places:    semaphore.NewWeighted(int64(opts.parallel())),
 		parallel:  opts.parallel(),
 		fromTar:   converter.FromTar,
@@ -37,12 +38,6 @@ func Open(root string, opts Options) (*Store, error) {
 		builds:    map[ID]*build{},
 		ahead:     map[ID]*heldPin{},
 		dirUsage:  map[ID]Usage{},
-	}
-	var err error
-	if s.boot, err = bootID(); err != nil {
-		// Without it one boot cannot be told from another, so nothing may depend on that.
-		s.log.Warn("layers are synced before they are used: the boot has no id", "cause", err)
-		s.syncAfter = false
 	}
 	for _, dir := range []string{s.dir, s.removing} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -83,7 +78,7 @@ func (s *Store) load() error {
 			return fmt.Errorf("instance %s: %w\n  start the version of the program that wrote it", id, err)
 		case errors.Is(err, errNoTree):
 			leftovers = append(leftovers, name)
-		case errors.Is(err, errOtherBoot):
+		case errors.Is(err, errUnsynced):
 			s.log.Warn("layer instance dropped", "instance", id, "cause", err)
 			leftovers = append(leftovers, name)
 		case err != nil:
@@ -119,8 +114,8 @@ func (s *Store) check(id ID) (Instance, error) {
 	if inst.ID != id {
 		return Instance{}, fmt.Errorf("%s is of instance %s", recordName, inst.ID)
 	}
-	if err := s.checkSynced(inst); err != nil {
-		return Instance{}, err
+	if inst.Unsynced {
+		return Instance{}, errUnsynced
 	}
 	for _, file := range []struct {
 		path string

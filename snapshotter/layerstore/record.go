@@ -1,6 +1,7 @@
 package layerstore
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,9 +55,8 @@ type Instance struct {
 	// was, of an EROFS instance the id of the directory instance.
 	Origin  string    `json:"origin,omitempty"`
 	Created time.Time `json:"created"`
-	// Unsynced is the id of the boot in which the instance was made, as long as it is not known to be on stable storage. In another
-	// boot it means nothing.
-	Unsynced string `json:"unsynced,omitempty"`
+	// Unsynced says that the instance is not known to be on stable storage. It is so for the process that made it only.
+	Unsynced bool `json:"unsynced,omitempty"`
 }
 
 // versionError says that layer.json was written by another version of the program.
@@ -127,6 +127,9 @@ func readRecord(dir string) (Instance, error) {
 	b, err := io.ReadAll(io.LimitReader(f, maxRecordBytes))
 	if err != nil {
 		return Instance{}, err
+	}
+	if len(bytes.Trim(b, "\x00")) == 0 {
+		return Instance{}, errUnsynced // the contents of a file that was not synced are what a power cut takes first
 	}
 	inst, err := parseRecord(b)
 	if err != nil {

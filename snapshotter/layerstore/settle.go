@@ -1,96 +1,69 @@
 package layerstore
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
 )
 
-// bootID is the id that the kernel gave to this boot.
-func bootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", err
-	}
-	id := strings.TrimSpace(string(b))
-	if id == "" {
-		return "", errors.New("the kernel gives no boot id")
-	}
-	return id, nil
-}
+// errUnsynced says that an instance was not known to be on stable storage when its process ended. What a file holds then only the
+// page cache knows, and the kernel tells of a failed write once: a later sync that succeeds proves nothing.
+var errUnsynced = errors.New("it was not synced before the daemon or the machine went down")
 
-// errOtherBoot says that an instance was not known to be on stable storage when the machine went down.
-var errOtherBoot = errors.New("it was not synced before the machine went down")
-
-// checkSynced refuses an instance that is not synced and was made in another boot.
-func (s *Store) checkSynced(inst Instance) error {
-	if inst.Unsynced != "" && inst.Unsynced != s.boot {
-		return errOtherBoot
-	}
-	return nil
-}
-
-// Settle syncs what an earlier process of this boot could not any more. It ends early with ctx.
-func (s *Store) Settle(ctx context.Context) {
-	for _, inst := range s.List() {
-		if inst.Unsynced != "" && ctx.Err() == nil {
-			s.settle(inst)
-		}
-	}
-}
-
-// settle puts an instance on stable storage. When that fails it stays marked as not synced: this boot can use it, another one will
-// not.
-func (s *Store) settle(inst Instance) {
+// settle puts an instance that is in use already on stable storage, and closes its files. If the disk does not take it, what the kernel
+// still holds may go at any time: the instance is damaged and leaves the store. If only that it is synced cannot be written down, it
+// stays, and is dropped at the next start.
+func (s *Store) settle(inst Instance, files *imageFiles) {
+	defer files.close()
 	pin, err := s.Pin(inst.ID)
 	if err != nil {
 		return // discarded already
 	}
 	defer pin.Release()
-	settled, err := s.syncInstance(inst)
-	if err != nil {
-		s.log.Error("layer instance not synced: should the machine go down, the layer is converted again", "instance", inst.ID, "layer", inst.Layer, "cause", err)
+	if inst.DiskBytes, err = files.sync(inst); err != nil {
+		s.log.Error("layer instance could not be written to the disk: it is made again when it is needed; restart the containers that use it",
+			"instance", inst.ID, "layer", inst.Layer, "cause", err)
+		s.lose(inst.ID)
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.instances[inst.ID] = settled
-}
-
-// syncInstance syncs the files of an instance, then says so in its layer.json.
-func (s *Store) syncInstance(inst Instance) (Instance, error) {
-	dir := s.path(inst.ID)
-	var files [2]*os.File
-	for i, name := range []string{metaName, dataName} {
-		f, err := os.Open(filepath.Join(dir, name))
-		if err != nil {
-			return Instance{}, err
-		}
-		defer f.Close()
-		files[i] = f
-	}
-	var err error
-	if inst.DiskBytes, err = syncFiles(inst, files[0], files[1]); err != nil {
-		return Instance{}, err
-	}
 	step.Reached("layerstore/settle/synced")
-	inst.Unsynced = ""
-	next := filepath.Join(dir, nextRecordName)
-	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return Instance{}, err
-	}
-	if err := writeRecord(next, inst, true); err != nil {
-		return Instance{}, err
-	}
-	if err := os.Rename(next, filepath.Join(dir, recordName)); err != nil {
-		return Instance{}, fmt.Errorf("replace %s: %w", recordName, err)
+	inst.Unsynced = false
+	if err := s.replaceRecord(inst); err != nil {
+		s.log.Warn("layer instance is synced, which cannot be recorded: it will be converted again after a restart", "instance", inst.ID, "layer", inst.Layer, "cause", err)
+		return
 	}
 	step.Reached("layerstore/settle/recorded")
-	return inst, errors.Join(syncDir(dir), syncDir(s.dir))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.instances[inst.ID] = inst
+}
+
+// replaceRecord puts another layer.json in the place of the first.
+func (s *Store) replaceRecord(inst Instance) error {
+	dir := s.path(inst.ID)
+	next := filepath.Join(dir, nextRecordName)
+	if err := writeRecord(next, inst, true); err != nil {
+		return err
+	}
+	if err := os.Rename(next, filepath.Join(dir, recordName)); err != nil {
+		return fmt.Errorf("replace %s: %w", recordName, err)
+	}
+	return errors.Join(syncDir(dir), syncDir(s.dir))
+}
+
+// lose takes a damaged instance out of the store, whatever its pins, and tells.
+func (s *Store) lose(id ID) {
+	s.mu.Lock()
+	delete(s.instances, id)
+	err := s.DiscardDir(s.path(id))
+	s.mu.Unlock()
+	if err != nil {
+		s.log.Error("damaged layer instance not removed", "instance", id, "cause", err)
+	}
+	if s.lost != nil {
+		s.lost(id)
+	}
 }

@@ -9,44 +9,29 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
 )
 
-// otherBoot is as long as a boot id.
-const otherBoot = "00000000-0000-4000-8000-000000000000"
-
-func openAfter(t *testing.T, root string) *Store {
+// unsynced makes an instance that is in use and not synced, and its files.
+func unsynced(t *testing.T, s *Store) (Instance, *imageFiles, []byte, digest.Digest) {
 	t.Helper()
-	s, err := Open(root, Options{SyncAfter: true})
-	must(t, err)
-	return s
-}
-
-// unsynced makes an instance whose process ends before it is synced.
-func unsynced(t *testing.T, root string) (Instance, []byte, digest.Digest) {
-	t.Helper()
-	s := openAfter(t, root)
 	b, dgst := layer(t, "content that is not synced")
-	// While it is somewhere else it cannot be marked as synced.
-	held := s.path(EagerID(dgst)) + ".held"
-	defer func() { step.Hook = nil }()
-	step.Hook = func(name string) {
-		if name == "layerstore/settle/synced" {
-			must(t, os.Rename(s.path(EagerID(dgst)), held))
-		}
-	}
-	inst, pin, err := s.Import(t.Context(), dgst, opener(b))
+	inst, files, err := s.makeUnsynced(t.Context(), EagerID(dgst), func(ctx context.Context, target converter.Target) (Instance, error) {
+		return s.convertLayer(ctx, dgst, opener(b), target)
+	})
 	must(t, err)
-	pin.Release()
-	must(t, s.Close())
-	must(t, os.Rename(held, s.path(inst.ID)))
-	return inst, b, dgst
+	s.instances[inst.ID] = inst
+	return inst, files, b, dgst
 }
 
 // TestSyncAfter: an instance is there before it is synced, says so, and is synced at once.
 func TestSyncAfter(t *testing.T) {
 	root := t.TempDir()
-	s := openAfter(t, root)
+	s, err := Open(root, Options{SyncAfter: true})
+	must(t, err)
 	b, dgst := layer(t, "content")
 	reached := map[string]bool{}
 	var record []byte
@@ -61,7 +46,7 @@ func TestSyncAfter(t *testing.T) {
 	must(t, err)
 	pin.Release()
 	must(t, s.Close()) // waits for the sync
-	if inst.Unsynced != s.boot || !bytes.Contains(record, []byte(s.boot)) {
+	if !inst.Unsynced || !bytes.Contains(record, []byte(`"unsynced": true`)) {
 		t.Errorf("not marked: %+v, on disk %s", inst, record)
 	}
 	if !reached["layerstore/settle/recorded"] {
@@ -71,7 +56,7 @@ func TestSyncAfter(t *testing.T) {
 	must(t, err)
 	reopened, err := open(t, root).Get(inst.ID)
 	must(t, err)
-	if settled.Unsynced != "" || reopened != settled {
+	if settled.Unsynced || reopened != settled {
 		t.Errorf("afterwards %+v, after a restart %+v", settled, reopened)
 	}
 	if _, err := os.Stat(filepath.Join(root, "layers", string(inst.ID), nextRecordName)); err == nil {
@@ -79,52 +64,79 @@ func TestSyncAfter(t *testing.T) {
 	}
 }
 
-// TestSettleAfterACrash: what the process that made an instance did not sync, the next one of the same boot does.
-func TestSettleAfterACrash(t *testing.T) {
-	root := t.TempDir()
-	inst, _, _ := unsynced(t, root)
-	s := open(t, root) // no matter how it is configured now
-	if got, err := s.Get(inst.ID); err != nil || got.Unsynced == "" {
-		t.Fatalf("after a restart: %+v, %v", got, err)
-	}
-	must(t, os.WriteFile(filepath.Join(s.path(inst.ID), nextRecordName), []byte("cut short"), 0o600))
-	s.Settle(t.Context())
-	if got, err := open(t, root).Get(inst.ID); err != nil || got.Unsynced != "" {
-		t.Errorf("after Settle: %+v, %v", got, err)
+// TestUnsyncedIsDropped: what was not synced when the process ended is not believed, whatever is left of its record, and can be
+// imported anew.
+func TestUnsyncedIsDropped(t *testing.T) {
+	for name, crash := range map[string]func(record string) error{
+		"marked":        func(string) error { return nil },
+		"empty record":  func(record string) error { return os.Truncate(record, 0) },
+		"zeros":         func(record string) error { return os.WriteFile(record, make([]byte, 300), 0o600) },
+		"next was made": func(record string) error { return os.WriteFile(record+".next", []byte("cut sh"), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			s := open(t, root)
+			inst, files, b, dgst := unsynced(t, s)
+			files.close()
+			must(t, crash(recordPath(s, inst.ID)))
+			s = open(t, root)
+			if got, err := s.Get(inst.ID); err == nil {
+				t.Fatalf("still there: %+v", got)
+			}
+			again, pin, err := s.Import(t.Context(), dgst, opener(b))
+			must(t, err)
+			pin.Release()
+			if again.ID != inst.ID || again.Unsynced {
+				t.Errorf("imported anew: %+v", again)
+			}
+			must(t, s.Discard(again.ID))
+			must(t, s.DeleteDiscarded())
+			wantEmpty(t, root)
+		})
 	}
 }
 
-// TestUnsyncedInAnotherBoot: after the machine went down nothing of it is believed, and it can be imported anew.
-func TestUnsyncedInAnotherBoot(t *testing.T) {
+// TestSettleFails: an instance that the disk does not take is damaged, and goes.
+func TestSettleFails(t *testing.T) {
 	root := t.TempDir()
-	inst, b, dgst := unsynced(t, root)
-	s := open(t, root)
-	rewriteRecord(t, s, inst.ID, s.boot, otherBoot)
-	s = open(t, root)
-	if got, err := s.Get(inst.ID); err == nil {
-		t.Fatalf("still there: %+v", got)
+	var lost []ID
+	s, err := Open(root, Options{Lost: func(id ID) { lost = append(lost, id) }})
+	must(t, err)
+	inst, files, b, dgst := unsynced(t, s)
+	must(t, files.data.File.Close())
+	s.settle(inst, files)
+	if _, err := s.Get(inst.ID); !errdefs.IsNotFound(err) {
+		t.Errorf("still there: %v", err)
 	}
-	again, pin, err := s.Import(t.Context(), dgst, opener(b))
+	if len(lost) != 1 || lost[0] != inst.ID {
+		t.Errorf("told of %v", lost)
+	}
+	_, pin, err := s.Import(t.Context(), dgst, opener(b))
 	must(t, err)
 	pin.Release()
-	if again.ID != inst.ID || again.Unsynced != "" {
-		t.Errorf("imported anew: %+v", again)
-	}
-	must(t, s.Discard(again.ID))
+	must(t, s.Discard(inst.ID))
 	must(t, s.DeleteDiscarded())
 	wantEmpty(t, root)
+}
+
+// TestSettleCannotRecord: the instance is good, and is only not known to be after a restart.
+func TestSettleCannotRecord(t *testing.T) {
+	s := open(t, t.TempDir())
+	inst, files, _, _ := unsynced(t, s)
+	must(t, os.Mkdir(filepath.Join(s.path(inst.ID), nextRecordName), 0o700))
+	s.settle(inst, files)
+	if got, err := s.Get(inst.ID); err != nil || !got.Unsynced {
+		t.Errorf("%+v, %v", got, err)
+	}
 }
 
 // TestSettleOfWhatIsDiscarded: an instance that goes before it is synced is no error, and nothing of it comes back.
 func TestSettleOfWhatIsDiscarded(t *testing.T) {
 	root := t.TempDir()
-	inst, _, _ := unsynced(t, root)
 	s := open(t, root)
+	inst, files, _, _ := unsynced(t, s)
 	must(t, s.Discard(inst.ID))
-	s.settle(inst)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	s.Settle(ctx)
+	s.settle(inst, files)
 	must(t, s.DeleteDiscarded())
 	wantEmpty(t, root)
 }

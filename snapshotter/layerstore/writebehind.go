@@ -19,7 +19,7 @@ const writeBytes = 128 << 10
 // For one writer, from the front to the back for the most part.
 type writeBehind struct {
 	*os.File
-	from, to int64 // written, and not yet handed to the disk
+	from, to int64 // written, and not yet handed to the disk; what is written again before from waits for the sync
 	ready    chan span
 	ended    sync.WaitGroup
 }
@@ -27,7 +27,12 @@ type writeBehind struct {
 // span is a part of a file.
 type span struct{ offset, length int64 }
 
-func newWriteBehind(f *os.File) *writeBehind {
+// createWriteBehind makes a file, which must not exist. Its goroutine ends with Sync or Close.
+func createWriteBehind(path string) (*writeBehind, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
 	ready := make(chan span, 1)
 	w := &writeBehind{File: f, ready: ready}
 	w.ended.Go(func() {
@@ -36,7 +41,7 @@ func newWriteBehind(f *os.File) *writeBehind {
 			_ = unix.SyncFileRange(int(f.Fd()), s.offset, s.length, unix.SYNC_FILE_RANGE_WRITE)
 		}
 	})
-	return w
+	return w, nil
 }
 
 // WriteAt implements io.WriterAt.
@@ -46,7 +51,7 @@ func (w *writeBehind) WriteAt(b []byte, at int64) (n int, err error) {
 		m, err = w.File.WriteAt(b[n:min(n+writeBytes, len(b))], at+int64(n))
 		n += m
 	}
-	w.from, w.to = min(w.from, at), max(w.to, at+int64(n))
+	w.to = max(w.to, at+int64(n))
 	if w.to-w.from >= behindBytes {
 		select {
 		case w.ready <- span{w.from, w.to - w.from}:

@@ -2,6 +2,7 @@ package layerstore
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,9 +12,8 @@ import (
 
 func TestWriteBehind(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
-	f, err := os.Create(path)
+	w, err := createWriteBehind(path)
 	must(t, err)
-	w := newWriteBehind(f)
 	var want []byte
 	for i := range 5 {
 		piece := bytes.Repeat([]byte{byte('a' + i)}, behindBytes/2+i)
@@ -34,11 +34,10 @@ func TestWriteBehind(t *testing.T) {
 // TestWriteBehindEnds: the goroutine ends with the file, however soon that is closed.
 func TestWriteBehindEnds(t *testing.T) {
 	before := runtime.NumGoroutine()
-	path := filepath.Join(t.TempDir(), "file")
-	for range 500 {
-		f, err := os.Create(path)
+	dir := t.TempDir()
+	for i := range 500 {
+		w, err := createWriteBehind(filepath.Join(dir, fmt.Sprint(i)))
 		must(t, err)
-		w := newWriteBehind(f)
 		must(t, w.Close())
 		if err := w.Close(); err == nil {
 			t.Fatal("closed twice")
