@@ -27,6 +27,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 )
 
@@ -80,10 +81,13 @@ func (s *Store) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClose
 	// A request that came in over gRPC carries the namespace in its incoming metadata only.
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
-	err = r.bounded(func() (err error) {
+	open := func() (err error) {
 		r.blob, err = s.blobs.ReaderAt(r.ctx, desc)
 		return err
-	})
+	}
+	if err = r.bounded(open); errdefs.IsUnavailable(err) && s.reconnect(r.ctx) {
+		err = r.bounded(open)
+	}
 	if err == nil && desc.Size > 0 && r.blob.Size() != desc.Size {
 		err = fmt.Errorf("has %d bytes, its descriptor says %d: %w", r.blob.Size(), desc.Size, errdefs.ErrFailedPrecondition)
 	}
@@ -100,6 +104,18 @@ func (s *Store) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClose
 		return f, nil
 	}
 	return r, nil
+}
+
+// reconnectTime is how long a connection to a socket on this machine may take.
+const reconnectTime = time.Second
+
+// reconnect has a connection that failed tried again at once: what it failed on may have been a containerd that was not there yet, and
+// gRPC would say so for seconds after it has come. It returns whether it is worth asking again.
+func (s *Store) reconnect(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, reconnectTime)
+	defer cancel()
+	s.conn.ResetConnectBackoff()
+	return s.conn.WaitForStateChange(ctx, connectivity.TransientFailure)
 }
 
 // file opens the blob of r as a file, if there is a way to it. The question must not cost r its context.

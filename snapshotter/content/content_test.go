@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -147,6 +148,29 @@ func TestNobodyListens(t *testing.T) {
 	_, err := newStore(t, address, 0).Open(inNamespace(t), describe([]byte("x")))
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), address) {
 		t.Errorf("got %v, want ErrUnavailable that names %s", err, address)
+	}
+}
+
+// TestContainerdComesLater: a request that found nobody does not keep the next one from finding containerd.
+func TestContainerdComesLater(t *testing.T) {
+	blob := randomBlob(10)
+	address := serve(t, contentserver.New(localStore(t, blob)))
+	late := filepath.Join(t.TempDir(), "late.sock")
+	s := newStore(t, late, 0)
+	for range 2 {
+		if _, err := s.Open(inNamespace(t), describe(blob)); !errdefs.IsUnavailable(err) {
+			t.Fatalf("got %v, want ErrUnavailable", err)
+		}
+	}
+	if err := os.Symlink(address, late); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Open(inNamespace(t), describe(blob))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
