@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// Run does what no call waits for: it makes lost layers again, converts directory instances, collects garbage and deletes it. It returns nil when ctx has
-// ended and the last of its goroutines too. Without it the snapshotter works; directories stay, and only Cleanup deletes.
+// Run does what no call waits for: it makes lost layers again, converts directory instances, collects garbage and deletes it. It
+// returns nil when ctx has ended and the last of its goroutines too. Without it the snapshotter works; directories stay, and only
+// Cleanup deletes.
 func (s *Snapshotter) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	running.Go(func() {

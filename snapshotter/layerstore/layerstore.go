@@ -98,7 +98,7 @@ type Options struct {
 }
 
 // ConversionBytes is the memory of one conversion, which ordinary layers stay below. Each inode beyond 100,000 takes about 600
-// bytes more.
+// bytes more, and the window of a zstd frame up to 128 MiB.
 const ConversionBytes = 64 << 20
 
 // parallel is how many conversions may run at a time, at least one.
