@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
@@ -138,5 +140,69 @@ func TestSourceGoesWithItsInstance(t *testing.T) {
 	must(t, s.Cleanup(t.Context()))
 	if known() {
 		t.Error("the source is still known")
+	}
+}
+
+// TestRestoreFromAnotherNamespace: the namespace that brought the layer last may have dropped it.
+func TestRestoreFromAnotherNamespace(t *testing.T) {
+	opts := immediate(newRoot(t))
+	content := memoryContent{}
+	opts.Content = content
+	desc := content.add(t, "lost", "content")
+	s := start(t, opts)
+	inst := pullFrom(t, s, desc, "top", "", "lost", "content")
+	must(t, s.update(t.Context(), func(_ context.Context, r *records) error { return r.putSource(inst.ID, source{"other", desc}) }))
+	must(t, s.Close())
+
+	powerCut(t, s, inst)
+	s = start(t, opts)
+	if _, err := s.Prepare(t.Context(), "nobody", "top"); !errdefs.IsNotFound(err) {
+		t.Errorf("without a namespace that has it: %v", err)
+	}
+	mounts, err := s.Prepare(namespaces.WithNamespace(t.Context(), "default"), "container", "top")
+	wantContent(t, mounted(t, mounts, err)+"/lost", "content")
+}
+
+// TestRestoreInTheBackground: Run makes lost layers again, so that a request with a short deadline need not.
+func TestRestoreInTheBackground(t *testing.T) {
+	opts := immediate(newRoot(t))
+	content := memoryContent{}
+	opts.Content = content
+	desc := content.add(t, "lost", "content")
+	s := start(t, opts)
+	inst := pullFrom(t, s, desc, "top", "", "lost", "content")
+	must(t, s.Close())
+
+	powerCut(t, s, inst)
+	s = start(t, opts)
+	run(t, s)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := s.layers.Get(inst.ID); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("not made again")
+		}
+	}
+}
+
+// TestLostIsUnmounted: what the disk did not take is not what new containers get.
+func TestLostIsUnmounted(t *testing.T) {
+	s := start(t, immediate(newRoot(t)))
+	inst := pull(t, s, "top", "", "file", "x")
+	_, err := s.View(t.Context(), "view", "top")
+	must(t, err)
+	var dir string
+	must(t, s.view(t.Context(), func(_ context.Context, r *records) error {
+		n, _ := r.mountNumber(inst.ID)
+		dir = s.mountDir(n)
+		return nil
+	}))
+	if mounted, err := fsbackend.Mounted(dir); err != nil || !mounted {
+		t.Fatalf("mounted: %v, %v", mounted, err)
+	}
+	s.lost(inst.ID)
+	if mounted, err := fsbackend.Mounted(dir); err != nil || mounted {
+		t.Errorf("mounted: %v, %v", mounted, err)
 	}
 }
