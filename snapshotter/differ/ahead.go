@@ -27,37 +27,38 @@ const (
 )
 
 // importAbove imports the layers above one that is being applied, because containerd asks for them one after the other: each as soon
-// as it is in the content store and there is a place for it. It returns when all have begun, or when ctx ends with the request;
-// what has begun goes on.
+// as it is in the content store and there is a place for it. It returns the layers above when all of them have begun, or when ctx ends with
+// the request. What has begun goes on.
 //
 // Nothing here can fail a pull. What cannot be imported ahead is asked for by containerd in its turn.
-func (d *Differ) importAbove(ctx context.Context, namespace string, layer digest.Digest) {
+func (d *Differ) importAbove(ctx context.Context, namespace string, layer digest.Digest) []ocispec.Descriptor {
 	images, ok := d.source.(Images)
 	if _, ever := d.layers.MayImportAhead(); !ok || !ever {
-		return
+		return nil
 	}
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	above, err := images.Above(ctx, layer)
 	if err != nil {
-		return
+		return nil
 	}
 	// A manifest holds what a stranger wrote.
 	above = slices.DeleteFunc(above[:min(len(above), lookAhead)], func(l ocispec.Descriptor) bool {
 		return !isTarLayer(l.MediaType) || l.Digest.Validate() != nil
 	})
-	for {
-		above = slices.DeleteFunc(above, func(l ocispec.Descriptor) bool { return d.layers.Known(l.Digest) })
-		if len(above) == 0 {
-			return
+	for waiting := slices.Clone(above); ; {
+		waiting = slices.DeleteFunc(waiting, func(l ocispec.Descriptor) bool { return d.layers.Known(l.Digest) })
+		if len(waiting) == 0 {
+			return above
 		}
-		for _, l := range above[:min(len(above), fetchedAtOnce)] {
+		for _, l := range waiting[:min(len(waiting), fetchedAtOnce)] {
+			open := func(ctx context.Context) (io.ReadCloser, error) { return d.source.Open(ctx, l) }
 			if now, _ := d.layers.MayImportAhead(); now && d.fetched(ctx, l) {
-				d.layers.ImportAhead(ctx, l.Digest, func(ctx context.Context) (io.ReadCloser, error) { return d.source.Open(ctx, l) })
+				d.layers.ImportAhead(ctx, l.Digest, open)
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return above
 		case <-time.After(lookAgain):
 		}
 	}

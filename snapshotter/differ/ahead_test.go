@@ -132,6 +132,33 @@ func TestApplyDoesNotWaitForLayersAbove(t *testing.T) {
 	}
 }
 
+// TestFailedApplyAbandonsAbove: of a pull that fails nothing stays that nobody asked for.
+func TestFailedApplyAbandonsAbove(t *testing.T) {
+	f := newFixture(t, "0")
+	f.differ.layers = openStore(t, layerstore.Options{Parallel: 2})
+	source := &imageSource{blobs: f.source, slow: make(chan struct{}), reads: map[digest.Digest]int{}}
+	f.differ.source = source
+	plain := layerTar(t)
+	source.layers = []ocispec.Descriptor{
+		f.put(t, ocispec.MediaTypeImageLayer, plain[:len(plain)/2]), // ends inside of a file
+		f.put(t, ocispec.MediaTypeImageLayer, plain),
+	}
+	applied := make(chan error, 1)
+	go func() {
+		_, err := f.remote.Apply(inNamespace(t), source.layers[0], on("0"))
+		applied <- err
+	}()
+	above := layerstore.EagerID(source.layers[1].Digest)
+	waitFor(t, "the second layer", func() bool { return f.differ.layers.Pinned(above) })
+	close(source.slow)
+	if err := <-applied; err == nil {
+		t.Fatal("applied half a layer")
+	}
+	if f.differ.layers.Pinned(above) {
+		t.Error("the layer above is still pinned")
+	}
+}
+
 func openStore(t *testing.T, o layerstore.Options) *layerstore.Store {
 	t.Helper()
 	s, err := layerstore.Open(t.TempDir(), o)

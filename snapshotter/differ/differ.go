@@ -114,13 +114,17 @@ func (d *Differ) importAndBind(ctx context.Context, snapshot string, layer ocisp
 	open := func(ctx context.Context) (io.ReadCloser, error) {
 		return d.source.Open(namespaces.WithNamespace(ctx, namespace), layer)
 	}
-	ctx, stop := context.WithCancel(ctx)
+	lookCtx, stop := context.WithCancel(ctx)
 	var looking sync.WaitGroup
-	looking.Go(func() { d.importAbove(ctx, namespace, layer.Digest) })
-	defer looking.Wait()
-	defer stop()
+	var above []ocispec.Descriptor
+	looking.Go(func() { above = d.importAbove(lookCtx, namespace, layer.Digest) })
 	instance, pin, err := d.layers.Import(ctx, layer.Digest, open)
+	stop()
+	looking.Wait()
 	if err != nil {
+		for _, l := range above { // begun now, or while a layer below was applied: this pull will not ask for them
+			d.layers.AbandonAhead(l.Digest)
+		}
 		return layerstore.Instance{}, err
 	}
 	// The pin keeps the instance from the collection until the snapshot's record names it.

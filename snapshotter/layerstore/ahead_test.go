@@ -141,6 +141,35 @@ func TestImportAhead(t *testing.T) {
 	}
 }
 
+// TestAbandonAhead: a conversion that was begun ahead ends when it is taken back, and not when somebody has asked for it since.
+func TestAbandonAhead(t *testing.T) {
+	s, started, release := slowStoreFor(t, 2)
+	b, dgst := layer(t, "content")
+	s.ImportAhead(t.Context(), dgst, opener(b))
+	<-started
+	s.AbandonAhead(dgst)
+	s.running.Wait()
+	if list := s.List(); len(list) > 0 {
+		t.Errorf("imported %v", list)
+	}
+	s.ImportAhead(t.Context(), dgst, opener(b))
+	<-started
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		_, pin, err := s.Import(t.Context(), dgst, never)
+		pin.Release()
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	for waiters(s, EagerID(dgst)) == 0 {
+		runtime.Gosched()
+	}
+	s.AbandonAhead(dgst)
+	close(release)
+	busy.Wait()
+}
+
 // TestImportAheadKeepsAPlace: with one conversion at a time nothing is done ahead.
 func TestImportAheadKeepsAPlace(t *testing.T) {
 	s, _, _ := slowStoreFor(t, 1)

@@ -111,6 +111,21 @@ func (s *Store) ImportAhead(ctx context.Context, layer digest.Digest, open Opene
 	return true
 }
 
+// AbandonAhead takes an ImportAhead back, unless its Import has come: the pull has failed.
+func (s *Store) AbandonAhead(layer digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := EagerID(layer)
+	if held := s.ahead[id]; held != nil {
+		s.unpin(held)
+		delete(s.ahead, id)
+	}
+	if b := s.builds[id]; b != nil && b.ahead {
+		b.abandoned = true
+		b.cancel()
+	}
+}
+
 // aheadHold is how long an instance that was imported ahead waits for its Import, if nothing else keeps it. Between the two lie the
 // conversions of the layers below; if the pull is given up, the instance takes room for so long.
 const aheadHold = 10 * time.Minute
@@ -129,7 +144,7 @@ func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opene
 	}
 	if b := s.builds[id]; b != nil {
 		b.waiters++
-		s.leaveAhead(b)
+		s.leaveAhead(b) // if it was abandoned, Import begins anew
 		return Instance{}, Pin{}, b, false, nil
 	}
 	if s.closed {
