@@ -204,7 +204,7 @@ func (s *Store) finish(id ID, b *build, inst Instance, err error) {
 		if b.waiters > 0 {
 			s.pins[id] += b.waiters
 		}
-		if b.ahead {
+		if b.ahead && !b.abandoned {
 			held := s.pin(id).held
 			s.ahead[id] = held
 			time.AfterFunc(aheadHold, func() { s.endHold(id, held) })
