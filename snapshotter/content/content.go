@@ -76,7 +76,7 @@ func (s *Store) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClose
 	}
 	r := &reader{
 		name:  fmt.Sprintf("layer %s in containerd's content store (namespace %s, address %s)", desc.Digest, namespace, s.address),
-		stall: s.stall,
+		stall: min(answerTime, s.stall),
 	}
 	// A request that came in over gRPC carries the namespace in its incoming metadata only.
 	ctx = namespaces.WithNamespace(ctx, namespace)
@@ -99,9 +99,10 @@ func (s *Store) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClose
 		}
 		return nil, fmt.Errorf("open %s: %w", r.name, err)
 	}
+	r.stall = s.stall
 	if f := s.file(r, desc.Digest); f != nil {
 		_ = r.Close() // never fails
-		return f, nil
+		return file{f}, nil
 	}
 	return r, nil
 }

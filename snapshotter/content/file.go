@@ -25,6 +25,15 @@ type directory struct {
 	root  string
 }
 
+// sourceName is what blobs say of where they come from.
+const sourceName = "containerd's content store"
+
+// file is a blob that is read from containerd's directory.
+type file struct{ *os.File }
+
+// Source implements layerstore.Sourced.
+func (file) Source() string { return sourceName }
+
 // open opens a blob that is in the store and has size bytes. It returns nil when it cannot: the socket is left then.
 func (d *directory) open(ctx context.Context, blob digest.Digest, size int64) *os.File {
 	root := d.find(ctx)

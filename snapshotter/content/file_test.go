@@ -46,7 +46,7 @@ func TestReadsTheFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = r.Close() }()
-			if _, isFile := r.(*os.File); isFile != c.wantFile {
+			if _, isFile := r.(file); isFile != c.wantFile {
 				t.Errorf("a file: %v, want %v", isFile, c.wantFile)
 			}
 			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, blob) {

@@ -27,6 +27,9 @@ type reader struct {
 	chunk  []byte // the memory of buffer
 }
 
+// Source implements layerstore.Sourced.
+func (r *reader) Source() string { return sourceName }
+
 // Read implements io.Reader. A blob that ends before its size is an error.
 func (r *reader) Read(p []byte) (int, error) {
 	if len(r.buffer) == 0 {
