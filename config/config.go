@@ -13,7 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -31,13 +34,19 @@ type Config struct {
 	// Root is the directory of everything the daemon keeps. It belongs to one daemon.
 	Root string `toml:"root"`
 	// Address is the unix socket on which containerd talks to the daemon.
-	Address    string     `toml:"address"`
-	Log        Log        `toml:"log"`
-	Mount      Mount      `toml:"mount"`
-	Conversion Conversion `toml:"conversion"`
-	Collection Collection `toml:"collection"`
-	Containerd Containerd `toml:"containerd"`
-	Limits     Limits     `toml:"limits"`
+	Address     string      `toml:"address"`
+	Log         Log         `toml:"log"`
+	Mount       Mount       `toml:"mount"`
+	Conversion  Conversion  `toml:"conversion"`
+	Collection  Collection  `toml:"collection"`
+	Containerd  Containerd  `toml:"containerd"`
+	Remote      Remote      `toml:"remote"`
+	Registry    Registry    `toml:"registry"`
+	Credentials Credentials `toml:"credentials"`
+	Admin       Admin       `toml:"admin"`
+	Metrics     Metrics     `toml:"metrics"`
+	Tracing     Tracing     `toml:"tracing"`
+	Limits      Limits      `toml:"limits"`
 }
 
 // Log says what is logged and how it looks.
@@ -70,6 +79,8 @@ type Conversion struct {
 type Collection struct {
 	// Grace is how long an instance that nothing references is kept. Zero deletes at the next collection.
 	Grace Duration `toml:"grace"`
+	// Keep is how many bytes of layers that nothing references are kept longer than that, those used last. Zero keeps none.
+	Keep Size `toml:"keep"`
 }
 
 // Containerd is the way back to containerd: layers are read from its content store.
@@ -77,6 +88,58 @@ type Containerd struct {
 	Address string `toml:"address"`
 	// StallTimeout is how long a read may stay without an answer before the layer fails.
 	StallTimeout Duration `toml:"stall_timeout"`
+}
+
+// Remote says whether layers are pulled straight from registries.
+type Remote struct {
+	// Enabled lets the daemon fetch the layers that containerd announces. Otherwise containerd fetches all of them.
+	Enabled bool `toml:"enabled"`
+}
+
+// Registry says how registries are read.
+type Registry struct {
+	// HostsDir holds a hosts.toml for each registry, in containerd's form.
+	HostsDir string `toml:"hosts_dir"`
+	// Connections is the largest number of requests for layers to one host at a time.
+	Connections int `toml:"connections"`
+	// Memory bounds what was received ahead of the place that is converted, of all layers together.
+	Memory Size `toml:"memory"`
+	// StallTimeout is how long a host may stay without sending a byte before another attempt is made.
+	StallTimeout Duration `toml:"stall_timeout"`
+	// BackgroundRate is how many bytes per second are fetched for work that nobody waits for. Zero is no bound.
+	BackgroundRate Size `toml:"background_rate"`
+}
+
+// Credentials says where credentials for registries are looked for.
+type Credentials struct {
+	// DockerConfig is a docker configuration file; it need not exist. Empty: none.
+	DockerConfig string `toml:"docker_config"`
+	// Kubernetes reads the image pull secrets of a cluster.
+	Kubernetes bool `toml:"kubernetes"`
+	// Kubeconfig is the way to the cluster. Empty: that of a pod in it.
+	Kubeconfig string `toml:"kubeconfig"`
+	// CRI forwards calls of CRI's image service to containerd, and remembers the credentials in them.
+	CRI bool `toml:"cri"`
+}
+
+// Admin is the socket of the status command.
+type Admin struct {
+	// Address is a unix socket. Empty: admin.sock beside the daemon's socket. See Config.AdminAddress.
+	Address string `toml:"address"`
+	// Pprof serves Go's profiles on it.
+	Pprof bool `toml:"pprof"`
+}
+
+// Metrics says where metrics are served besides the admin socket.
+type Metrics struct {
+	// Address is a TCP address, host:port. Empty: none.
+	Address string `toml:"address"`
+}
+
+// Tracing says where traces are sent.
+type Tracing struct {
+	// Endpoint is the URL of an OTLP/HTTP collector. Empty: what OpenTelemetry's environment variables say.
+	Endpoint string `toml:"endpoint"`
 }
 
 // Limits bound what one layer may ask for, so that a hostile image cannot take the host's memory or disk.
@@ -105,6 +168,14 @@ func Default() Config {
 			Address:      "/run/containerd/containerd.sock",
 			StallTimeout: Duration{30 * time.Second},
 		},
+		Remote: Remote{Enabled: true},
+		Registry: Registry{
+			HostsDir:     "/etc/containerd/certs.d",
+			Connections:  4,
+			Memory:       Size{48 << 20},
+			StallTimeout: Duration{30 * time.Second},
+		},
+		Credentials: Credentials{DockerConfig: "/root/.docker/config.json", CRI: true},
 		Limits: Limits{
 			FileSize:     Size{2 << 40},
 			LayerSize:    Size{4 << 40},
@@ -113,6 +184,14 @@ func Default() Config {
 			MetadataSize: Size{1 << 30},
 		},
 	}
+}
+
+// AdminAddress is the path of the admin socket.
+func (c Config) AdminAddress() string {
+	if c.Admin.Address != "" {
+		return c.Admin.Address
+	}
+	return filepath.Join(filepath.Dir(c.Address), "admin.sock")
 }
 
 // Load reads the file. A missing file is an error: see LoadDefault.
@@ -148,8 +227,12 @@ func (c Config) Validate() error {
 	report("mount.mode", oneOf(c.Mount.Mode, "auto", "file", "loop"))
 	report("mount.direct_io", oneOf(c.Mount.DirectIO, "never", "cold", "always"))
 	report("containerd.address", checkSocket(c.Containerd.Address))
+	report("admin.address", checkSocket(c.AdminAddress()))
 	if c.Address == c.Containerd.Address {
 		report("address", errors.New("is also containerd.address; the daemon needs a socket of its own"))
+	}
+	if admin := c.AdminAddress(); admin == c.Address || admin == c.Containerd.Address {
+		report("admin.address", fmt.Errorf("%q is also another socket", admin))
 	}
 	if c.Conversion.Parallel < 0 {
 		report("conversion.parallel", fmt.Errorf("%d is negative", c.Conversion.Parallel))
@@ -162,6 +245,19 @@ func (c Config) Validate() error {
 	if c.Containerd.StallTimeout.Duration <= 0 {
 		report("containerd.stall_timeout", fmt.Errorf("%s is not above zero", c.Containerd.StallTimeout))
 	}
+	report("registry.hosts_dir", checkOptionalPath(c.Registry.HostsDir))
+	report("registry.connections", aboveZero(int64(c.Registry.Connections)))
+	report("registry.memory", aboveZero(c.Registry.Memory.Bytes))
+	if c.Registry.StallTimeout.Duration <= 0 {
+		report("registry.stall_timeout", fmt.Errorf("%s is not above zero", c.Registry.StallTimeout))
+	}
+	report("credentials.docker_config", checkOptionalPath(c.Credentials.DockerConfig))
+	report("credentials.kubeconfig", checkOptionalPath(c.Credentials.Kubeconfig))
+	if c.Credentials.Kubeconfig != "" && !c.Credentials.Kubernetes {
+		report("credentials.kubeconfig", errors.New("is set, but credentials.kubernetes is false"))
+	}
+	report("metrics.address", checkTCP(c.Metrics.Address))
+	report("tracing.endpoint", checkURL(c.Tracing.Endpoint))
 	report("limits.file_size", aboveZero(c.Limits.FileSize.Bytes))
 	report("limits.layer_size", aboveZero(c.Limits.LayerSize.Bytes))
 	report("limits.stream_size", aboveZero(c.Limits.StreamSize.Bytes))
@@ -200,6 +296,39 @@ func checkSocket(path string) error {
 	}
 	if len(path) > maxSocketPath {
 		return fmt.Errorf("%q has %d bytes, the path of a unix socket has at most %d", path, len(path), maxSocketPath)
+	}
+	return nil
+}
+
+func checkOptionalPath(path string) error {
+	if path == "" {
+		return nil
+	}
+	return checkPath(path)
+}
+
+// checkTCP wants a host in the address, so that nobody serves the world by leaving it out.
+func checkTCP(address string) error {
+	if address == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err == nil && host == "" {
+		err = errors.New("the host is missing")
+	}
+	if err != nil {
+		return fmt.Errorf(`%q is not an address, write for example "127.0.0.1:9464": %w`, address, err)
+	}
+	return nil
+}
+
+func checkURL(endpoint string) error {
+	if endpoint == "" {
+		return nil
+	}
+	u, err := url.Parse(endpoint)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return fmt.Errorf(`%q is not a URL, write for example "http://127.0.0.1:4318"`, endpoint)
 	}
 	return nil
 }
