@@ -30,8 +30,9 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 // garbage is what a collection takes away.
 type garbage struct {
 	dirs      []string              // names in snapshots/
-	instances []layerstore.Instance // without a reference or pin, for at least the grace
-	numbers   []layerstore.ID       // instances that have a mount number and nothing else: a collection was cut short
+	instances []layerstore.Instance // without a reference or pin, for at least the grace, and not kept for reuse
+	numbers   []layerstore.ID       // instances that have a mount number and need none: kept ones, or a collection was cut short
+	keptBytes int64                 // what is kept takes on disk
 	next      time.Duration         // until when another collection will find more; at most collectEvery
 }
 
@@ -41,11 +42,16 @@ func (g garbage) empty() bool { return len(g.dirs)+len(g.instances)+len(g.number
 // left to others. It returns when to look again. One thing that cannot be collected does not keep the others: errors are
 // gathered, and the next collection tries again.
 func (s *Snapshotter) collect(ctx context.Context) (next time.Duration, err error) {
+	return s.collectKeeping(ctx, s.keep)
+}
+
+// collectKeeping is collect with another limit for what is kept for reuse, in bytes.
+func (s *Snapshotter) collectKeeping(ctx context.Context, keep int64) (next time.Duration, err error) {
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
 	var g garbage
 	if err := s.view(ctx, func(ctx context.Context, r *records) (err error) {
-		g, err = s.findGarbage(ctx, r, time.Now())
+		g, err = s.findGarbage(ctx, r, time.Now(), keep)
 		return err
 	}); err != nil {
 		return collectEvery, fmt.Errorf("collect: %w", err)
@@ -59,7 +65,11 @@ func (s *Snapshotter) collect(ctx context.Context) (next time.Duration, err erro
 		step.Reached("collect/disowned")
 	}
 	errs = append(errs, s.sweepMounts(ctx))
+	s.kept.bytes.Store(g.keptBytes)
 	for _, inst := range g.instances {
+		if s.keep > 0 && reusable(inst) {
+			s.kept.evictions.Add(1)
+		}
 		s.log.Info("layer instance collected", "instance", inst.ID, "layer", inst.Layer, "bytes", inst.DiskBytes)
 	}
 	wake(s.wakeDelete)
@@ -69,10 +79,38 @@ func (s *Snapshotter) collect(ctx context.Context) (next time.Duration, err erro
 	return g.next, nil
 }
 
-// findGarbage lists what no snapshot refers to. It also remembers since when that is so for each instance.
-func (s *Snapshotter) findGarbage(ctx context.Context, r *records, now time.Time) (garbage, error) {
-	g := garbage{next: collectEvery}
+// findGarbage lists what no snapshot refers to, but for what is kept for reuse, keep bytes at most.
+func (s *Snapshotter) findGarbage(ctx context.Context, r *records, now time.Time, keep int64) (garbage, error) {
+	over, next := s.pastGrace(r, now)
+	g := garbage{next: next}
+	kept, err := s.chooseKept(ctx, over, keep)
+	if err != nil {
+		return garbage{}, err
+	}
+	for _, inst := range over {
+		if bytes, ok := kept[inst.ID]; ok {
+			g.keptBytes += bytes
+		} else {
+			g.instances = append(g.instances, inst)
+		}
+	}
+	for _, id := range r.mountNumbers() {
+		_, isKept := kept[id]
+		_, err := s.layers.Get(id)
+		if (isKept || err != nil) && !r.referenced(id) {
+			g.numbers = append(g.numbers, id)
+		}
+	}
+	g.dirs, err = s.staleSnapshotDirs(ctx)
+	return g, err
+}
+
+// pastGrace returns the instances that nobody has used for at least the grace, and when to look again. It remembers since when each is not used.
+// What it finds at the first call since the start was not in use just now: its last use stays as it was noted.
+func (s *Snapshotter) pastGrace(r *records, now time.Time) (over []layerstore.Instance, next time.Duration) {
+	next = collectEvery
 	idle := map[layerstore.ID]time.Time{}
+	var ended []layerstore.ID // in use until now
 	for _, inst := range s.layers.List() {
 		if r.referenced(inst.ID) || s.layers.Pinned(inst.ID) {
 			continue
@@ -80,29 +118,22 @@ func (s *Snapshotter) findGarbage(ctx context.Context, r *records, now time.Time
 		since, known := s.idle[inst.ID]
 		if !known {
 			since = now
+			if s.idle != nil {
+				ended = append(ended, inst.ID)
+			}
 		}
 		idle[inst.ID] = since
 		if left := since.Add(s.grace).Sub(now); left <= 0 {
-			g.instances = append(g.instances, inst)
+			over = append(over, inst)
 		} else {
-			g.next = min(g.next, left)
+			next = min(next, left)
 		}
 	}
 	s.idle = idle
-	for _, id := range r.mountNumbers() {
-		if s.vanished(r, id) {
-			g.numbers = append(g.numbers, id)
-		}
+	if err := s.layers.MarkUsed(ended); err != nil {
+		s.log.Warn("layers kept for reuse may be deleted in the wrong order", "cause", err)
 	}
-	var err error
-	g.dirs, err = s.staleSnapshotDirs(ctx)
-	return g, err
-}
-
-// vanished reports whether an instance has no files any more and no snapshot misses it.
-func (s *Snapshotter) vanished(r *records, id layerstore.ID) bool {
-	_, err := s.layers.Get(id)
-	return err != nil && !r.referenced(id)
+	return over, next
 }
 
 // staleSnapshotDirs lists the directories in snapshots/ that belong to no active snapshot or view. The names are read first:
@@ -229,7 +260,7 @@ func (s *Snapshotter) disown(ctx context.Context, g *garbage) error {
 			}
 		}
 		for _, id := range g.numbers {
-			if s.vanished(r, id) {
+			if !r.referenced(id) {
 				if err := r.forget(id); err != nil {
 					return err
 				}

@@ -167,7 +167,7 @@ func TestGrace(t *testing.T) {
 	find := func(after time.Duration) (g garbage) {
 		t.Helper()
 		must(t, s.view(t.Context(), func(c ctx, r *records) (err error) {
-			g, err = s.findGarbage(c, r, time.Now().Add(after))
+			g, err = s.findGarbage(c, r, time.Now().Add(after), 0)
 			return err
 		}))
 		return g

@@ -19,6 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/file"
@@ -33,6 +34,34 @@ const (
 	childOnlyStart = "EROFS_TEST_CHILD_ONLY_START"
 )
 
+// crashed are the options of a snapshotter that is killed, and of the one that looks at what it left.
+func crashed(root string) Options {
+	return Options{Root: root, Backend: file.New(file.Options{}), Grace: -1, Content: contentBeside(root)}
+}
+
+// fileContent is a content store in a directory, which outlives the processes. What was imported from it can be made again.
+type fileContent string
+
+func contentBeside(root string) fileContent { return fileContent(root + ".content") }
+
+func (f fileContent) path(name digest.Digest) string { return filepath.Join(string(f), name.Encoded()) }
+
+func (f fileContent) add(name digest.Digest, b []byte) error {
+	if err := os.MkdirAll(string(f), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(f.path(name), b, 0o600)
+}
+
+func (f fileContent) Open(_ context.Context, layer ocispec.Descriptor) (io.ReadCloser, error) {
+	return os.Open(f.path(layer.Digest))
+}
+
+func (f fileContent) Document(_ context.Context, name digest.Digest) ([]byte, map[string]string, error) {
+	b, err := os.ReadFile(f.path(name))
+	return b, nil, err
+}
+
 // childMain does what the environment says. What it has done it says on its standard output, line by line; the last line of one
 // that killed itself is the step.
 func childMain(root string) {
@@ -45,7 +74,7 @@ func childMain(root string) {
 		}
 		killAtStep(n)
 	}
-	opts := Options{Root: root, Backend: file.New(file.Options{}), Grace: -1}
+	opts := crashed(root)
 	if at == "" { // the steps of the tour have an order
 		opts.Layers.SyncAfter = os.Getpid()%2 == 0
 	}
@@ -155,14 +184,18 @@ func importInto(c context.Context, s *Snapshotter, name, parent string) error {
 		return fmt.Errorf("snapshot of mounts %v: %w", mounts, errdefs.ErrNotFound)
 	}
 	b := layerTar(name)
-	inst, pin, err := s.Layers().Import(c, digest.FromBytes(b), func(context.Context) (io.ReadCloser, error) {
+	layer := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if err := contentBeside(s.root).add(layer.Digest, b); err != nil {
+		return err
+	}
+	inst, pin, err := s.Layers().Import(c, layer.Digest, func(context.Context) (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(b)), nil
 	})
 	if err != nil {
 		return err
 	}
 	defer pin.Release()
-	if err := s.Bind(c, id, inst.ID, ocispec.Descriptor{}); err != nil {
+	if err := s.Bind(namespaces.WithNamespace(c, "default"), id, inst.ID, layer); err != nil {
 		return err
 	}
 	return s.Commit(c, name, name+"-active")

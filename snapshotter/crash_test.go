@@ -79,7 +79,7 @@ func TestKillAtRandom(t *testing.T) {
 			return
 		}
 	}
-	s := start(t, immediate(root))
+	s := start(t, crashed(root))
 	for removeLeaves(t, s) > 0 {
 	}
 	must(t, s.Cleanup(t.Context()))
@@ -152,9 +152,12 @@ func runChild(t *testing.T, root string, after time.Duration, env ...string) (li
 // checkAfterCrash opens the root of a killed process and checks that what is there is whole. The caller closes what it returns.
 func checkAfterCrash(t *testing.T, root, when string) *Snapshotter {
 	t.Helper()
-	s, err := New(t.Context(), immediate(root))
+	s, err := New(t.Context(), crashed(root))
 	if err != nil {
 		t.Fatalf("%s: %v", when, err)
+	}
+	if _, err := s.restoreAll(t.Context()); err != nil { // what was not synced
+		t.Errorf("%s: %v", when, err)
 	}
 	if err := s.Cleanup(t.Context()); err != nil {
 		t.Errorf("%s: %v", when, err)

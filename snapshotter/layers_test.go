@@ -110,15 +110,15 @@ func TestUsageIsChargedOnce(t *testing.T) {
 		must(t, err)
 		return u.Size, u.Inodes
 	}
-	if size, _ := usage("one"); size != inst.DiskBytes || size < 100_000 {
-		t.Errorf("the first snapshot is charged %d bytes, the instance takes %d", size, inst.DiskBytes)
+	if size, inodes := usage("one"); size != duOf(t, s, inst.ID) || size < 100_000 || inodes != 4 {
+		t.Errorf("the first snapshot is charged %d bytes and %d inodes, the instance takes %d and 4", size, inodes, duOf(t, s, inst.ID))
 	}
 	if size, inodes := usage("two"); size != 0 || inodes != 1 {
 		t.Errorf("the second snapshot is charged %d bytes and %d inodes, want 0 and 1", size, inodes)
 	}
 	must(t, s.Remove(t.Context(), "one"))
-	if size, _ := usage("two"); size != inst.DiskBytes {
-		t.Errorf("after the first has gone the second is charged %d bytes, want %d", size, inst.DiskBytes)
+	if size, _ := usage("two"); size != duOf(t, s, inst.ID) {
+		t.Errorf("after the first has gone the second is charged %d bytes, want %d", size, duOf(t, s, inst.ID))
 	}
 
 	_, err := s.Prepare(t.Context(), "active", "two")
@@ -133,7 +133,8 @@ func TestUsageIsChargedOnce(t *testing.T) {
 		t.Errorf("a directory of 50000 bytes is charged %d", size)
 	}
 	convertAll(t, s)
-	if size, _ := usage("three"); size != instanceOf(t, s, "three").DiskBytes {
+	must(t, s.Cleanup(t.Context()))
+	if size, _ := usage("three"); size != duOf(t, s, instanceOf(t, s, "three").ID) {
 		t.Errorf("a converted directory is charged %d bytes", size)
 	}
 }

@@ -19,8 +19,12 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
-// Prepare makes an active snapshot on top of parent and returns how to mount it.
+// Prepare makes an active snapshot on top of parent and returns how to mount it. If the snapshot is for a layer that was announced and can
+// be made ready, a committed one is made instead, and the error is errdefs.ErrAlreadyExists.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := s.prepareTarget(ctx, key, parent, opts); err != nil {
+		return nil, fmt.Errorf("prepare snapshot %q: %w", key, err)
+	}
 	return s.create(ctx, snapshots.KindActive, key, parent, opts)
 }
 

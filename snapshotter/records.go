@@ -29,7 +29,8 @@ import (
 //	  refs/<instance><snapshot>        'c' if the committed snapshot is this instance, 'l' if it is a frozen lower of the snapshot
 //	                                   or bound to it. Follows from snapshots/, and New compares the two.
 //
-// An instance has a key in instances/, and in sources/ if it came through Bind, from the first time a snapshot refers to it until it is collected.
+// An instance has a key in instances/, and in sources/ if it came through Bind, from the first time a snapshot refers to it until it is
+// collected, or kept for reuse.
 var (
 	bucketRoot      = []byte("erofs-snapshotter")
 	bucketInstances = []byte("instances")
@@ -94,7 +95,8 @@ type records struct {
 
 // update runs fn in a write transaction, which is committed if fn returns nil and ctx has not ended: who has given up does not
 // expect a change any more. The context that fn gets is for package storage.
-func (s *Snapshotter) update(ctx context.Context, fn func(context.Context, *records) error) error {
+func (s *Snapshotter) update(ctx context.Context, fn func(context.Context, *records) error) (err error) {
+	defer func() { err = layerstore.Full(err) }()
 	txCtx, tx, err := s.meta.TransactionContext(ctx, true)
 	if err != nil {
 		return err

@@ -10,26 +10,22 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/remote"
 )
-
-// Content is where layers are that were converted once.
-type Content interface {
-	// Open returns a layer's blob. The namespace is in ctx, which bounds the reading, too.
-	Open(ctx context.Context, layer ocispec.Descriptor) (io.ReadCloser, error)
-}
 
 // source is where the layer of an instance is.
 type source struct {
 	Namespace string             `json:"namespace"`
 	Layer     ocispec.Descriptor `json:"layer"`
+	// Image is a reference to an image in whose repository the layer is, if it may be fetched from there.
+	Image string `json:"image,omitempty"`
 }
 
 // sourceOf is the zero source for the zero descriptor.
-func sourceOf(ctx context.Context, layer ocispec.Descriptor) (source, error) {
+func sourceOf(ctx context.Context, layer ocispec.Descriptor, image string) (source, error) {
 	if layer.Digest == "" {
 		return source{}, nil
 	}
@@ -37,7 +33,7 @@ func sourceOf(ctx context.Context, layer ocispec.Descriptor) (source, error) {
 	if err != nil {
 		return source{}, err
 	}
-	return source{namespace, ocispec.Descriptor{MediaType: layer.MediaType, Digest: layer.Digest, Size: layer.Size}}, nil
+	return source{namespace, ocispec.Descriptor{MediaType: layer.MediaType, Digest: layer.Digest, Size: layer.Size}, image}, nil
 }
 
 func (r *records) putSource(id layerstore.ID, from source) error {
@@ -104,7 +100,7 @@ func (s *Snapshotter) restoreAll(ctx context.Context) (next time.Duration, err e
 		return nil
 	})
 	if err == nil {
-		err = s.makeAllAgain(ctx, missing)
+		err = s.makeAllAgain(remote.Background(ctx), missing)
 	}
 	if err != nil {
 		return restoreAfter, err
@@ -135,9 +131,6 @@ func (s *Snapshotter) makeAllAgain(ctx context.Context, missing map[layerstore.I
 
 // makeAgain may run for one instance many times at once: they share one conversion.
 func (s *Snapshotter) makeAgain(ctx context.Context, id layerstore.ID, from source) error {
-	if s.content == nil {
-		return errors.New("no content store is known")
-	}
 	inst, pin, err := s.layers.Import(ctx, from.Layer.Digest, func(ctx context.Context) (io.ReadCloser, error) {
 		return s.openAgain(ctx, from)
 	})
@@ -152,13 +145,15 @@ func (s *Snapshotter) makeAgain(ctx context.Context, id layerstore.ID, from sour
 	return nil
 }
 
-// openAgain looks in the namespace that brought the layer last, and in that of the request: another one may have it still.
+// openAgain looks in the namespace that brought the layer last, in that of the request, for another one may have it still, and in the
+// registry that it came from.
 func (s *Snapshotter) openAgain(ctx context.Context, from source) (io.ReadCloser, error) {
-	blob, err := s.content.Open(namespaces.WithNamespace(ctx, from.Namespace), from.Layer)
-	if other, ok := namespaces.Namespace(ctx); ok && errdefs.IsNotFound(err) && other != from.Namespace {
-		return s.content.Open(namespaces.WithNamespace(ctx, other), from.Layer)
+	if other, ok := namespaces.Namespace(ctx); ok && other != from.Namespace {
+		if blob, err := s.remote.Open(ctx, "", from.Layer); err == nil {
+			return blob, nil
+		}
 	}
-	return blob, err
+	return s.remote.Open(namespaces.WithNamespace(ctx, from.Namespace), from.Image, from.Layer)
 }
 
 // lost unmounts an instance that turned out damaged while in use. Snapshots that are mounted from now on get it made again; containers
@@ -178,4 +173,5 @@ func (s *Snapshotter) lost(id layerstore.ID) {
 		s.log.Error("damaged layer instance not unmounted: new containers may read from it", "instance", id, "cause", err)
 	}
 	wake(s.wakeRestore)
+	wake(s.wakeDelete)
 }

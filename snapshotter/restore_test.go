@@ -32,6 +32,15 @@ func (m memoryContent) Open(ctx context.Context, layer ocispec.Descriptor) (io.R
 	return io.NopCloser(bytes.NewReader(b)), nil
 }
 
+func (m memoryContent) Document(_ context.Context, name digest.Digest) ([]byte, map[string]string, error) {
+	b, ok := m[name]
+	if !ok {
+		return nil, nil, errdefs.ErrNotFound
+	}
+	// Everything was fetched from one repository.
+	return b, map[string]string{"containerd.io/distribution.source.registry.example": "app"}, nil
+}
+
 // add stores a layer of files as tarOf takes them.
 func (m memoryContent) add(t *testing.T, files ...string) ocispec.Descriptor {
 	b := tarOf(t, files...)
@@ -151,7 +160,7 @@ func TestRestoreFromAnotherNamespace(t *testing.T) {
 	desc := content.add(t, "lost", "content")
 	s := start(t, opts)
 	inst := pullFrom(t, s, desc, "top", "", "lost", "content")
-	must(t, s.update(t.Context(), func(_ context.Context, r *records) error { return r.putSource(inst.ID, source{"other", desc}) }))
+	must(t, s.update(t.Context(), func(_ context.Context, r *records) error { return r.putSource(inst.ID, source{Namespace: "other", Layer: desc}) }))
 	must(t, s.Close())
 
 	powerCut(t, s, inst)

@@ -35,12 +35,20 @@
 // Run converts it to EROFS in the background, then points the committed snapshot at the result. The directory goes when the
 // last frozen lower that names it has gone.
 //
+// # Remote pull
+//
+// Prepare of a layer that containerd has announced makes the layer ready first (package remote). Then one transaction makes a committed
+// snapshot of it, with the labels of the request, and the answer is AlreadyExists; containerd finds the snapshot by its label and parent.
+// Names of such snapshots are <chain ID>@<snapshot>: the name alone would not do, since containerd's namespaces may give one chain ID
+// different parents.
+//
 // # Removal
 //
 // Remove changes metadata only and never waits for a mount. Collection (Cleanup, and a timer of Run) deletes what nothing
 // refers to: directories of removed snapshots at once, instances after a grace during which the same layer may be wanted
 // again. EROFS files may be deleted under a running container, which keeps the superblock; directories may not, so an upper
-// directory or a directory instance that a live overlay or bind mount uses is kept until the mount has gone.
+// directory or a directory instance that a live overlay or bind mount uses is kept until the mount has gone. With Options.Keep the layers
+// used last stay longer than their grace, see keep.go.
 //
 // # After a crash
 //
@@ -48,6 +56,7 @@
 //
 //	Prepare  snapshots/<id>/ is made last in the transaction; mounts are made after it. A crash leaves a directory that no
 //	         snapshot has (deleted at start), or a snapshot whose mounts are made by the next Mounts.
+//	remote   a committed snapshot that containerd has not heard of is removed when containerd collects its garbage.
 //	Commit   the upper directory is renamed last in the transaction. A crash before the transaction ends leaves a directory
 //	         instance that nobody refers to, and that remembers its snapshot: New gives it back.
 //	collect  an instance is renamed away and its record deleted in one transaction; then its mount goes, then its files. A
@@ -89,6 +98,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/remote"
 )
 
 // defaultGrace is how long an instance that nothing refers to stays. It covers the time between "the differ made it" and
@@ -104,13 +114,18 @@ type Options struct {
 	Root string
 	// Backend mounts EROFS instances. Required.
 	Backend fsbackend.Backend
-	// Content is where layers are read from that must be made again. Nil: none can be.
-	Content Content
+	// Content is where layers are read from that must be made again, and where manifests are. Nil: no layer can be made again.
+	Content remote.Content
+	// Registry is where layers are fetched from that containerd announces. Nil: containerd fetches all layers.
+	Registry remote.Registry
 	// Log gets changes of state and what was repaired. Nil discards it.
 	Log *slog.Logger
 	// Grace is how long an instance that nothing refers to stays. Zero is 30 seconds, negative is not at all.
 	Grace time.Duration
-	// Layers are the options of the layer store. Log and Lost are set by New.
+	// Keep is how many bytes of layers that nothing refers to are kept beyond the grace, for reuse; those used last. They take part of the
+	// disk only while a fifth of it is free. Zero keeps none.
+	Keep int64
+	// Layers are the options of the layer store. Log, Lost and MakeRoom are set by New.
 	Layers layerstore.Options
 }
 
@@ -118,10 +133,12 @@ type Options struct {
 type Snapshotter struct {
 	root    string
 	backend fsbackend.Backend
-	content Content
 	log     *slog.Logger
 	grace   time.Duration
+	keep    int64 // bytes
+	kept    keeping
 	layers  *layerstore.Store
+	remote  *remote.Puller
 	meta    *storage.MetaStore
 	overlay []string // options of all our overlay mounts
 
@@ -129,7 +146,7 @@ type Snapshotter struct {
 
 	mounting   numberLocks
 	collecting sync.Mutex
-	idle       map[layerstore.ID]time.Time // since when an instance has no reference; guarded by collecting
+	idle       map[layerstore.ID]time.Time // since when an instance has no reference; nil before the first look; guarded by collecting
 
 	// Each holds at most one signal: something may have to be converted, collected, deleted, made again.
 	wakeConvert, wakeCollect, wakeDelete, wakeRestore chan struct{}
@@ -149,11 +166,10 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 	s := &Snapshotter{
 		root:        root,
 		backend:     opts.Backend,
-		content:     opts.Content,
 		log:         opts.Log,
 		grace:       opts.Grace,
+		keep:        opts.Keep,
 		overlay:     overlayOptions(),
-		idle:        map[layerstore.ID]time.Time{},
 		wakeConvert: make(chan struct{}, 1),
 		wakeCollect: make(chan struct{}, 1),
 		wakeDelete:  make(chan struct{}, 1),
@@ -174,10 +190,11 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	opts.Layers.Log, opts.Layers.Lost = s.log, s.lost
+	opts.Layers.Log, opts.Layers.Lost, opts.Layers.MakeRoom = s.log, s.lost, s.makeRoom
 	if s.layers, err = layerstore.Open(root, opts.Layers); err != nil {
 		return nil, err
 	}
+	s.remote = remote.New(s.layers, opts.Content, opts.Registry, s.log)
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("repair %s: %w", root, err)
 	}
@@ -227,11 +244,17 @@ func (s *Snapshotter) openMetadata(ctx context.Context) error {
 // Layers is the store of layer instances.
 func (s *Snapshotter) Layers() *layerstore.Store { return s.layers }
 
+// Remote is what pulls layers straight from registries.
+func (s *Snapshotter) Remote() *remote.Puller { return s.remote }
+
 // Close ends imports that are running and releases the root directory. Mounts stay: containers use them. It is idempotent.
 // Run should have returned before.
 func (s *Snapshotter) Close() error {
 	var err error
 	if s.layers != nil {
+		if s.remote != nil {
+			s.remote.Close()
+		}
 		err = s.layers.Close()
 	}
 	return errors.Join(err, s.meta.Close())

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
 // Images is a Source that knows which layers belong together.
@@ -43,7 +45,7 @@ func (d *Differ) importAbove(ctx context.Context, namespace string, layer digest
 	}
 	// A manifest holds what a stranger wrote.
 	above = slices.DeleteFunc(above[:min(len(above), lookAhead)], func(l ocispec.Descriptor) bool {
-		return !isTarLayer(l.MediaType) || l.Digest.Validate() != nil
+		return !layerstore.Importable(l.MediaType) || l.Digest.Validate() != nil
 	})
 	for waiting := slices.Clone(above); ; {
 		waiting = slices.DeleteFunc(waiting, func(l ocispec.Descriptor) bool { return d.layers.Known(l.Digest) })

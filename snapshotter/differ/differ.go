@@ -23,7 +23,6 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/diff"
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -81,7 +80,7 @@ func (d *Differ) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []m
 	if !ok {
 		return ocispec.Descriptor{}, fmt.Errorf("apply layer %s: the mounts are not of this snapshotter: %w", layer.Digest, errdefs.ErrNotImplemented)
 	}
-	if !isTarLayer(layer.MediaType) {
+	if !layerstore.Importable(layer.MediaType) {
 		return ocispec.Descriptor{}, fmt.Errorf("apply layer %s: media type %q: %w", layer.Digest, layer.MediaType, errdefs.ErrNotImplemented)
 	}
 	report := config.Progress
@@ -135,26 +134,14 @@ func (d *Differ) importAndBind(ctx context.Context, snapshot string, layer ocisp
 	return instance, nil
 }
 
-// isTarLayer says whether the media type promises a tar stream, plain or compressed in a way that the converter detects. The list
-// is written out: prefix matching would accept suffixes that mean something else, such as +encrypted or +gzip+encrypted.
-func isTarLayer(mediaType string) bool {
-	switch mediaType {
-	case ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
-		//lint:ignore SA1019 deprecated, and still found in images
-		ocispec.MediaTypeImageLayerNonDistributable, ocispec.MediaTypeImageLayerNonDistributableGzip, ocispec.MediaTypeImageLayerNonDistributableZstd,
-		images.MediaTypeDockerSchema2Layer, images.MediaTypeDockerSchema2LayerGzip, images.MediaTypeDockerSchema2LayerZstd,
-		images.MediaTypeDockerSchema2LayerForeign, images.MediaTypeDockerSchema2LayerForeignGzip:
-		return true
-	}
-	return false
-}
-
 // classify gives the converter's errors a class that containerd passes on. Others have theirs already.
 func classify(err error) error {
 	var entry *converter.EntryError
 	switch {
-	case errors.Is(err, converter.ErrLimit), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case errors.Is(err, converter.ErrLimit):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return layerstore.Full(err)
 	case errors.Is(err, unix.EIO): // of the disk: the layer may be good
 		return err
 	case errors.As(err, &entry):

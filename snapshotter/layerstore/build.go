@@ -20,7 +20,7 @@ type fill func(context.Context, converter.Target) (Instance, error)
 // make builds an EROFS instance in its place, on stable storage. On an error nothing of it is left.
 func (s *Store) make(ctx context.Context, id ID, fill fill) (Instance, error) {
 	var inst Instance
-	err := s.inWork(id, func(work string) error {
+	err := s.inWork(ctx, id, func(work string) error {
 		files, err := createFiles(work)
 		if err != nil {
 			return err
@@ -58,7 +58,7 @@ func (s *Store) make(ctx context.Context, id ID, fill fill) (Instance, error) {
 func (s *Store) makeUnsynced(ctx context.Context, id ID, fill fill) (Instance, *imageFiles, error) {
 	var inst Instance
 	var files *imageFiles
-	err := s.inWork(id, func(work string) (err error) {
+	err := s.inWork(ctx, id, func(work string) (err error) {
 		if files, err = createFiles(work); err != nil {
 			return err
 		}
@@ -85,8 +85,12 @@ func (s *Store) makeUnsynced(ctx context.Context, id ID, fill fill) (Instance, *
 	return inst, files, nil
 }
 
-// inWork calls do with a directory for the instance id, which is removed when do fails.
-func (s *Store) inWork(id ID, do func(work string) error) error {
+// inWork calls do with a directory for the instance id, which is removed when do fails. On a full disk it may call do twice.
+func (s *Store) inWork(ctx context.Context, id ID, do func(work string) error) error {
+	return s.withRoom(ctx, func() error { return s.tryInWork(id, do) })
+}
+
+func (s *Store) tryInWork(id ID, do func(work string) error) error {
 	work := filepath.Join(s.dir, buildingPrefix+string(id))
 	// What an earlier attempt could not delete must not stand in the way of this one, the only one for this id.
 	if err := os.RemoveAll(work); err != nil {

@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 )
@@ -19,6 +24,8 @@ type Opener func(ctx context.Context) (io.ReadCloser, error)
 
 // build is a conversion that somebody waits for.
 type build struct {
+	layer  digest.Digest
+	meter  atomic.Pointer[meter] // of the blob, once it is open
 	cancel context.CancelFunc
 	done   chan struct{} // closed after inst and err are set, and the build is not in Store.builds any more
 
@@ -40,20 +47,25 @@ var errAbandoned = errors.New("cancelled with its last waiter")
 // waiters get an error that names both, and nothing is left behind. A digest that is not SHA-256 cannot be checked and is
 // errdefs.ErrNotImplemented.
 //
-// The opener that is used is that of the first. When it does not find the blob (any more), another caller's may: it may ask in
-// another namespace of containerd.
+// The opener that is used is that of the first. When it fails, or its blob does, another caller's is tried, for it may ask in another namespace
+// of containerd, another registry, with other credentials.
 func (s *Store) Import(ctx context.Context, layer digest.Digest, open Opener) (Instance, Pin, error) {
 	if err := checkDigest(layer); err != nil {
 		return Instance{}, Pin{}, err
 	}
 	id := EagerID(layer)
-	for {
+	for failed := false; ; {
 		inst, pin, b, mine, err := s.join(ctx, id, layer, open)
 		if err != nil || b == nil {
 			return inst, pin, err
 		}
 		inst, pin, err = s.wait(ctx, id, b)
-		if !mine && ctx.Err() == nil && (errors.Is(err, errAbandoned) || errdefs.IsNotFound(err)) {
+		if !mine && ctx.Err() == nil && errors.Is(err, errAbandoned) {
+			continue
+		}
+		var source sourceError
+		if !mine && !failed && ctx.Err() == nil && errors.As(err, &source) {
+			failed = true // once: with many callers, each would wait for all others to fail
 			continue
 		}
 		if err != nil {
@@ -159,7 +171,7 @@ func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opene
 func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Opener, enter func(context.Context) error) *build {
 	// The conversion belongs to all who wait, not to the first: it keeps the values of ctx but not its end.
 	buildCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	b := &build{cancel: cancel, done: make(chan struct{})}
+	b := &build{layer: layer, cancel: cancel, done: make(chan struct{})}
 	s.builds[id] = b
 	s.running.Go(func() {
 		defer cancel()
@@ -168,7 +180,7 @@ func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Open
 			return
 		}
 		fill := func(ctx context.Context, t converter.Target) (Instance, error) {
-			return s.convertLayer(ctx, layer, open, t)
+			return s.convertLayer(ctx, b, open, t)
 		}
 		if !s.syncAfter {
 			inst, err := s.make(buildCtx, id, fill)
@@ -199,6 +211,7 @@ func (s *Store) finish(id ID, b *build, inst Instance, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.builds, id)
+	s.count(b, inst, err)
 	if err == nil {
 		s.instances[id] = inst
 		if b.waiters > 0 {
@@ -259,26 +272,65 @@ func (s *Store) leave(b *build) bool {
 	return true
 }
 
-// convertLayer converts a layer's blob and checks its digest.
-func (s *Store) convertLayer(ctx context.Context, layer digest.Digest, open Opener, t converter.Target) (Instance, error) {
-	start := time.Now()
-	blob, err := open(ctx)
+// count adds a build that has ended to the statistics. It is called with mu held.
+func (s *Store) count(b *build, inst Instance, err error) {
 	if err != nil {
-		return Instance{}, err
+		s.stats.Failed++
+		return
 	}
+	m := b.meter.Load()
+	s.stats.Layers++
+	s.stats.BlobBytes += m.read.Load()
+	s.stats.TarBytes += inst.DiffBytes
+	s.stats.ImageBytes += inst.MetaBytes + inst.DataBytes
+	s.stats.Took += time.Since(m.started)
+}
+
+// convertLayer converts a layer's blob and checks its digest.
+func (s *Store) convertLayer(ctx context.Context, b *build, open Opener, t converter.Target) (_ Instance, err error) {
+	ctx, span := tracer.Start(ctx, "convert", trace.WithAttributes(attribute.String("layer", b.layer.String())))
+	defer func() { endSpan(span, err) }()
+	opened, err := open(ctx)
+	if err != nil {
+		return Instance{}, sourceError{err}
+	}
+	blob := newMeter(opened)
 	defer blob.Close()
+	b.meter.Store(blob)
 	res, err := s.fromTar(ctx, blob, t, s.limits)
 	if err != nil {
+		if blob.failed.Load() {
+			err = sourceError{err}
+		}
 		return Instance{}, err
 	}
-	if res.Blob != layer {
-		return Instance{}, fmt.Errorf("digest mismatch: want %s, got %s (%d bytes)", layer, res.Blob, res.BlobBytes)
+	if res.Blob != b.layer {
+		return Instance{}, fmt.Errorf("%w: want %s, got %s (%d bytes)", ErrDigest, b.layer, res.Blob, res.BlobBytes)
 	}
-	s.log.Info("layer converted", "layer", layer, "blob_bytes", res.BlobBytes, "tar_bytes", res.DiffBytes,
-		"image_bytes", res.MetaBytes+res.DataBytes, "inodes", res.Inodes, "took", time.Since(start), dropped(res))
+	span.SetAttributes(attribute.Int64("bytes", res.BlobBytes), attribute.String("source", blob.source))
+	s.log.Info("layer converted", "layer", b.layer, "source", blob.source, "blob_bytes", res.BlobBytes, "tar_bytes", res.DiffBytes,
+		"image_bytes", res.MetaBytes+res.DataBytes, "inodes", res.Inodes, "took", time.Since(blob.started), dropped(res))
 	inst := fromResult(res)
-	inst.Layer = layer
+	inst.Layer, inst.Source = b.layer, blob.source
 	return inst, nil
+}
+
+// sourceError says that it was the opener, or reading its blob, that failed.
+type sourceError struct{ error }
+
+func (e sourceError) Unwrap() error { return e.error }
+
+// ErrDigest says that a blob is not the one that was asked for.
+var ErrDigest = errors.New("digest mismatch")
+
+// tracer makes the spans of conversions.
+var tracer = otel.Tracer("github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore")
+
+func endSpan(span trace.Span, err error) {
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
+	span.End()
 }
 
 // dropped is a log attribute for what was left out of the image, none if nothing was.

@@ -2,7 +2,7 @@
 //
 // An instance is one layer in a form that can be mounted: an EROFS image (two files), or a directory in overlayfs form, an
 // upper directory that was committed as it is. It never changes after it became visible, and its id means the same bytes for
-// ever.
+// ever. The modification time of its directory is when it was used last.
 //
 //	layers/<id>/layer.json      kind "erofs": what the instance is, see Instance; has a format version
 //	            meta.erofs      the meta image
@@ -93,6 +93,9 @@ type Options struct {
 	SyncAfter bool
 	// Lost is called with an instance that has left the store because the disk did not take it. It may be mounted.
 	Lost func(ID)
+	// MakeRoom is called when the disk has no room for a conversion, after what that had written was deleted. If it returns true, because it
+	// has deleted something, the conversion is tried once more, which opens its blob again.
+	MakeRoom func(context.Context) bool
 	// Memory is about how much memory conversions may take together, at ConversionBytes each. Zero is no bound.
 	Memory int64
 }
@@ -122,6 +125,7 @@ type Store struct {
 
 	syncAfter bool
 	lost      func(ID)
+	makeRoom  func(context.Context) bool
 
 	// What makes the two files of an instance; tests replace them.
 	fromTar func(context.Context, io.Reader, converter.Target, converter.Limits) (converter.Result, error)
@@ -144,6 +148,7 @@ type Store struct {
 	aheadNow  int             // builds that nobody has asked for yet
 	ahead     map[ID]*heldPin // of instances that were imported ahead, until their Import comes
 	dirUsage  map[ID]Usage
+	stats     Stats
 }
 
 // Close ends the imports that are running and waits for them. It is idempotent.
@@ -157,6 +162,9 @@ func (s *Store) Close() error {
 	s.running.Wait()
 	return nil
 }
+
+// Parallel is how many layers are converted at a time.
+func (s *Store) Parallel() int { return s.parallel }
 
 // Get returns an instance, or an error that is errdefs.ErrNotFound.
 func (s *Store) Get(id ID) (Instance, error) {

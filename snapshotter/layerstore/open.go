@@ -29,6 +29,7 @@ func Open(root string, opts Options) (*Store, error) {
 		limits:    opts.Limits,
 		syncAfter: opts.SyncAfter,
 		lost:      opts.Lost,
+		makeRoom:  opts.MakeRoom,
 		places:    semaphore.NewWeighted(int64(opts.parallel())),
 		parallel:  opts.parallel(),
 		fromTar:   converter.FromTar,

@@ -53,7 +53,9 @@ type Instance struct {
 	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
 	// Origin is where the instance came from if that was not a layer: of a directory the snapshot id whose upper directory it
 	// was, of an EROFS instance the id of the directory instance.
-	Origin  string    `json:"origin,omitempty"`
+	Origin string `json:"origin,omitempty"`
+	// Source is where the bytes of the layer came from, in words: a registry and repository, containerd's content store.
+	Source  string    `json:"source,omitempty"`
 	Created time.Time `json:"created"`
 	// Unsynced says that the instance is not known to be on stable storage. It is so for the process that made it only.
 	Unsynced bool `json:"unsynced,omitempty"`

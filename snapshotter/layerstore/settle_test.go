@@ -20,7 +20,7 @@ func unsynced(t *testing.T, s *Store) (Instance, *imageFiles, []byte, digest.Dig
 	t.Helper()
 	b, dgst := layer(t, "content that is not synced")
 	inst, files, err := s.makeUnsynced(t.Context(), EagerID(dgst), func(ctx context.Context, target converter.Target) (Instance, error) {
-		return s.convertLayer(ctx, dgst, opener(b), target)
+		return s.convertLayer(ctx, &build{layer: dgst}, opener(b), target)
 	})
 	must(t, err)
 	s.instances[inst.ID] = inst

@@ -10,19 +10,21 @@ import (
 	"syscall"
 )
 
-// Usage is what something takes on disk.
+// Usage is what something takes on disk, of the filesystem that the store is on.
 type Usage struct {
 	Bytes, Inodes int64
 }
 
-// Usage returns what an instance takes on disk. A directory is walked once; it does not change, so the answer is kept.
+// Usage returns what an instance takes on disk, with its directory and layer.json: of a small layer they are a good part. A directory
+// instance is walked once; it does not change, so the answer is kept. The few files of an image are looked at each time: filesystems give
+// blocks at the end of a file back later.
 func (s *Store) Usage(ctx context.Context, id ID) (Usage, error) {
 	inst, err := s.Get(id)
 	if err != nil {
 		return Usage{}, err
 	}
 	if inst.Kind == EROFS {
-		return Usage{Bytes: inst.DiskBytes, Inodes: inst.Inodes}, nil
+		return DirUsage(ctx, s.path(id))
 	}
 	s.mu.Lock()
 	u, known := s.dirUsage[id]
@@ -30,7 +32,7 @@ func (s *Store) Usage(ctx context.Context, id ID) (Usage, error) {
 	if known {
 		return u, nil
 	}
-	if u, err = DirUsage(ctx, s.DirPath(id)); err != nil {
+	if u, err = DirUsage(ctx, s.path(id)); err != nil {
 		return Usage{}, err
 	}
 	s.mu.Lock()

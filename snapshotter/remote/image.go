@@ -1,0 +1,87 @@
+package remote
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+)
+
+// maxLayers bounds the layers of an image. Overlayfs mounts at most 500.
+const maxLayers = 1000
+
+// image is what the manifest and the configuration of an image say, lowest layer first.
+type image struct {
+	layers  []ocispec.Descriptor
+	diffIDs []digest.Digest
+	chains  []digest.Digest // chain IDs (OCI image-spec, config.md)
+	// reference is where the layers may be fetched from; empty if nowhere.
+	reference string
+}
+
+// parseManifest reads a manifest, and returns with it the digest of the configuration.
+func parseManifest(b []byte) (*image, digest.Digest, error) {
+	var manifest ocispec.Manifest
+	if err := json.Unmarshal(b, &manifest); err != nil {
+		return nil, "", err
+	}
+	if n := len(manifest.Layers); n == 0 || n > maxLayers {
+		return nil, "", fmt.Errorf("it has %d layers, want 1 to %d", n, maxLayers)
+	}
+	for _, l := range append(manifest.Layers, manifest.Config) {
+		if err := l.Digest.Validate(); err != nil {
+			return nil, "", fmt.Errorf("digest %q: %w", l.Digest, err)
+		}
+		if l.Size < 0 {
+			return nil, "", fmt.Errorf("blob %s has the size %d", l.Digest, l.Size)
+		}
+	}
+	return &image{layers: manifest.Layers}, manifest.Config.Digest, nil
+}
+
+// addConfig reads the image's configuration.
+func (img *image) addConfig(b []byte) error {
+	var config struct {
+		RootFS ocispec.RootFS `json:"rootfs"`
+	}
+	if err := json.Unmarshal(b, &config); err != nil {
+		return err
+	}
+	ids := config.RootFS.DiffIDs
+	if len(ids) != len(img.layers) {
+		return fmt.Errorf("it has %d diff_ids for %d layers", len(ids), len(img.layers))
+	}
+	for _, id := range ids {
+		if err := id.Validate(); err != nil {
+			return fmt.Errorf("diff_id %q: %w", id, err)
+		}
+	}
+	img.diffIDs = ids
+	img.chains = identity.ChainIDs(append([]digest.Digest(nil), ids...)) // it works in place
+	return nil
+}
+
+// place finds a layer that was announced. Only one place can have its chain ID; it is returned with an error, too.
+func (img *image) place(a announcement, root bool) (int, error) {
+	for i, chain := range img.chains {
+		if chain != a.target {
+			continue
+		}
+		if img.layers[i].Digest != a.layer {
+			return i, reasonError{BadLabels, fmt.Errorf("layer %d of manifest %s is %s, announced was %s", i, a.manifest, img.layers[i].Digest, a.layer)}
+		}
+		if root != (i == 0) {
+			return i, reasonError{BadLabels, errors.New("its parent is not the layer below it")}
+		}
+		if t := img.layers[i].MediaType; !layerstore.Importable(t) {
+			return i, reasonError{MediaType, fmt.Errorf("layer %s has the media type %q", a.layer, t)}
+		}
+		return i, nil
+	}
+	return 0, reasonError{BadLabels, fmt.Errorf("no layers of manifest %s have the chain ID %s", a.manifest, a.target)}
+}
