@@ -19,36 +19,13 @@ import (
 // uses, and removes everything. The pod is on the host's network, so it needs no CNI plugins.
 func TestCRI(t *testing.T) {
 	s := newStory(t, storyTime, lab.Options{CRI: true, Images: []string{"node-zstd"}})
-	conn, err := grpc.NewClient("unix://"+s.ContainerdAddress(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	s.must(err)
-	defer conn.Close()
-	k := kubelet{s, cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)}
-
+	k := newKubelet(s)
 	ref := s.Ref("node-zstd")
-	k.pulls(ref)
-	pod := &cri.PodSandboxConfig{
-		Metadata:     &cri.PodSandboxMetadata{Name: "pod", Namespace: "default", Uid: s.Namespace},
-		LogDirectory: t.TempDir(),
-		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    "/" + s.Namespace,
-			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
-		},
-	}
-	sandbox, err := k.runtime.RunPodSandbox(s.ctx, &cri.RunPodSandboxRequest{Config: pod})
-	s.must(err)
-	container := k.runs(sandbox.PodSandboxId, pod, ref)
-	s.noteSuperblocks()
-	k.executes(container)
-	k.measures(container, ref)
-
-	_, err = k.runtime.StopContainer(s.ctx, &cri.StopContainerRequest{ContainerId: container})
-	s.must(err)
-	_, err = k.runtime.RemoveContainer(s.ctx, &cri.RemoveContainerRequest{ContainerId: container})
-	s.must(err)
-	_, err = k.runtime.StopPodSandbox(s.ctx, &cri.StopPodSandboxRequest{PodSandboxId: sandbox.PodSandboxId})
-	s.must(err)
-	_, err = k.runtime.RemovePodSandbox(s.ctx, &cri.RemovePodSandboxRequest{PodSandboxId: sandbox.PodSandboxId})
-	s.must(err)
+	k.pulls(ref, nil)
+	k.runsPod(ref, func(container string) {
+		k.executes(container)
+		k.measures(container, ref)
+	})
 	k.removesAllImages()
 	s.released()
 }
@@ -60,9 +37,49 @@ type kubelet struct {
 	images  cri.ImageServiceClient
 }
 
-func (k kubelet) pulls(ref string) {
+func newKubelet(s *story) kubelet {
+	s.t.Helper()
+	return kubelet{s, cri.NewRuntimeServiceClient(s.dial(s.ContainerdAddress())), cri.NewImageServiceClient(s.dial(s.ContainerdAddress()))}
+}
+
+// dial connects to a unix socket until the story ends.
+func (s *story) dial(address string) *grpc.ClientConn {
+	s.t.Helper()
+	conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	s.must(err)
+	s.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// runsPod starts a pod with the node image, calls do with its container, and removes both.
+func (k kubelet) runsPod(ref string, do func(container string)) {
 	k.t.Helper()
-	_, err := k.images.PullImage(k.ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
+	pod := &cri.PodSandboxConfig{
+		Metadata:     &cri.PodSandboxMetadata{Name: "pod", Namespace: "default", Uid: k.Namespace},
+		LogDirectory: k.t.TempDir(),
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent:    "/" + k.Namespace,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
+		},
+	}
+	sandbox, err := k.runtime.RunPodSandbox(k.ctx, &cri.RunPodSandboxRequest{Config: pod})
+	k.must(err)
+	container := k.runs(sandbox.PodSandboxId, pod, ref)
+	k.noteSuperblocks()
+	do(container)
+	_, err = k.runtime.StopContainer(k.ctx, &cri.StopContainerRequest{ContainerId: container})
+	k.must(err)
+	_, err = k.runtime.RemoveContainer(k.ctx, &cri.RemoveContainerRequest{ContainerId: container})
+	k.must(err)
+	_, err = k.runtime.StopPodSandbox(k.ctx, &cri.StopPodSandboxRequest{PodSandboxId: sandbox.PodSandboxId})
+	k.must(err)
+	_, err = k.runtime.RemovePodSandbox(k.ctx, &cri.RemovePodSandboxRequest{PodSandboxId: sandbox.PodSandboxId})
+	k.must(err)
+}
+
+func (k kubelet) pulls(ref string, auth *cri.AuthConfig) {
+	k.t.Helper()
+	_, err := k.images.PullImage(k.ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}, Auth: auth})
 	k.must(err)
 	if n := len(k.instances()); n != 3 {
 		k.t.Errorf("%d layer instances after the pull, want 3", n)

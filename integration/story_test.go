@@ -89,7 +89,7 @@ func (s *story) pull(image string) string {
 }
 
 func (s *story) tryPull(ref string) error {
-	_, err := s.Ctr(s.ctx, "image", "pull", "--plain-http", "--snapshotter", lab.Snapshotter, ref)
+	_, err := s.Ctr(s.ctx, "image", "pull", "--plain-http", "--snapshotter", s.Plugin(), ref)
 	s.noteSuperblocks()
 	return err
 }
@@ -97,7 +97,7 @@ func (s *story) tryPull(ref string) error {
 // start runs a container in the background, without network. Set-id programs keep their meaning in it.
 func (s *story) start(ref, id string, command ...string) {
 	s.t.Helper()
-	s.ctr("run", "--detach", "--allow-new-privs", "--snapshotter", lab.Snapshotter, ref, id, command)
+	s.ctr("run", "--detach", "--allow-new-privs", "--snapshotter", s.Plugin(), ref, id, command)
 	s.noteSuperblocks()
 }
 
@@ -135,7 +135,7 @@ func (s *story) removeImages(refs ...string) {
 func (s *story) collect() {
 	s.t.Helper()
 	ctx, release := s.leased()
-	sn := s.Client().SnapshotService(lab.Snapshotter)
+	sn := s.Client().SnapshotService(s.Plugin())
 	_, err := sn.Prepare(ctx, "removed", "")
 	s.must(errors.Join(err, sn.Remove(ctx, "removed")))
 	release()

@@ -17,22 +17,32 @@ const module = "github.com/erofs-snapshotter/erofs-snapshotter"
 // Packages below an internal directory are their parent's own business: Go lets only its tree import them, and they import only
 // each other.
 var mayImport = map[string][]string{
-	"config":                 nil,
-	"converter":              {"converter/..."},
-	"converter/erofs":        nil,
-	"converter/inflate":      nil,
-	"converter/tarstream":    nil,
-	"converter/tartest":      nil, // archives for tests
-	"fsbackend":              {"fsbackend/probe"},
-	"fsbackend/backendtest":  {"fsbackend"}, // the conformance suite of backends
-	"fsbackend/file":         {"fsbackend", "fsbackend/probe"},
-	"fsbackend/probe":        nil,
-	"snapshotter":            {"snapshotter/layerstore", "fsbackend", "converter"},
-	"snapshotter/content":    nil,
-	"snapshotter/differ":     {"snapshotter/layerstore", "converter/..."},
-	"snapshotter/layerstore": {"converter/..."},
-	"cmd/erofs-snapshotter":  {"..."},
-	"integration/...":        {"..."},
+	"config":                                    nil,
+	"converter":                                 {"converter/..."},
+	"converter/erofs":                           nil,
+	"converter/inflate":                         nil,
+	"converter/tarstream":                       nil,
+	"converter/tartest":                         nil, // archives for tests
+	"fsbackend":                                 {"fsbackend/probe"},
+	"fsbackend/backendtest":                     {"fsbackend"}, // the conformance suite of backends
+	"fsbackend/file":                            {"fsbackend", "fsbackend/probe"},
+	"fsbackend/probe":                           nil,
+	"imagemount":                                {"imagemount/...", "snapshotter", "snapshotter/layerstore", "fsbackend"},
+	"imagemount/image":                          {"snapshotter/layerstore"},
+	"imagemount/progress":                       {"imagemount"},
+	"imagemount/source":                         nil,
+	"imagemount/target":                         nil,
+	"ondemand/registry":                         nil,
+	"ondemand/registry/credentials":             nil,
+	"ondemand/registry/credentials/criproxy":    nil,
+	"ondemand/registry/credentials/kubesecrets": nil,
+	"snapshotter":                               {"snapshotter/layerstore", "snapshotter/remote", "fsbackend", "converter"},
+	"snapshotter/content":                       nil,
+	"snapshotter/differ":                        {"snapshotter/layerstore", "converter/..."},
+	"snapshotter/layerstore":                    {"converter/..."},
+	"snapshotter/remote":                        {"snapshotter/layerstore"},
+	"cmd/erofs-snapshotter":                     {"..."},
+	"integration/...":                           {"..."},
 }
 
 // wall is an import that must not exist, directly or through other packages, in code or (if inTests) in tests.
@@ -54,6 +64,8 @@ var walls = []wall{
 		why: "the configuration is read by every command, most of which know nothing of containerd"},
 	{from: "ondemand/...", to: "github.com/containerd/...", except: []string{"ondemand/registry"},
 		why: "the engine answers the kernel and must not grow with containerd; only ondemand/registry reads hosts files and credentials its way"},
+	{from: "imagemount/...", to: module + "/ondemand/...", inTests: true,
+		why: "an image can come from anywhere: cmd joins registries in through a small interface"},
 	{from: "fsbackend/...", to: "github.com/containerd/errdefs/...",
 		why: "errors become containerd's error classes in snapshotter only"},
 	{from: "...", to: module + "/cmd/...", except: []string{"cmd/..."}, inTests: true,

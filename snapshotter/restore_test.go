@@ -160,7 +160,9 @@ func TestRestoreFromAnotherNamespace(t *testing.T) {
 	desc := content.add(t, "lost", "content")
 	s := start(t, opts)
 	inst := pullFrom(t, s, desc, "top", "", "lost", "content")
-	must(t, s.update(t.Context(), func(_ context.Context, r *records) error { return r.putSource(inst.ID, source{Namespace: "other", Layer: desc}) }))
+	must(t, s.update(t.Context(), func(_ context.Context, r *records) error {
+		return r.putSource(inst.ID, source{Namespace: "other", Layer: desc})
+	}))
 	must(t, s.Close())
 
 	powerCut(t, s, inst)

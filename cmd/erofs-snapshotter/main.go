@@ -55,7 +55,9 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 			Usage: "configuration `FILE`; the default one need not exist",
 			Value: config.DefaultPath,
 		}},
-		Commands: []*cli.Command{serveCommand(), checkCommand(), configCommand(), versionCommand()},
+		Commands: []*cli.Command{
+			serveCommand(), statusCommand(), mountCommand(), unmountCommand(), checkCommand(), configCommand(), versionCommand(),
+		},
 	}
 	prepare(root)
 	return root

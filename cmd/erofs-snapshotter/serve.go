@@ -19,11 +19,13 @@ import (
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v3"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/erofs-snapshotter/erofs-snapshotter/cmd/erofs-snapshotter/internal/telemetry"
 	"github.com/erofs-snapshotter/erofs-snapshotter/config"
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/file"
@@ -94,42 +96,66 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 	if err := checkBeforeServing(cfg, log); err != nil {
 		return err
 	}
-	source, err := content.New(cfg.Containerd.Address, cfg.Containerd.StallTimeout.Duration)
+	stopTracing, err := telemetry.StartTracing(ctx, telemetry.TraceOptions{Endpoint: cfg.Tracing.Endpoint, Version: buildVersion(), Log: log})
 	if err != nil {
 		return err
 	}
-	defer source.Close()
+	defer func() { err = errors.Join(err, stopTracing(context.WithoutCancel(ctx))) }()
+	store, err := content.New(cfg.Containerd.Address, cfg.Containerd.StallTimeout.Duration)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	from, err := newSources(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, from.close()) }()
+	sn, err := snapshotter.New(ctx, snapshotterOptions(cfg, store, from, log))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sn.Close()) }()
+
+	endpoints, err := listenAll(cfg)
+	if err != nil {
+		return err
+	}
+	log.Info("serving", "version", buildVersion(), "address", cfg.Address, "root", cfg.Root)
+	server, healthServer := newServer(sn, differ.New(sn, sn.Layers(), store), from, log)
+	watch := observer{cfg: cfg, started: time.Now(), sn: sn, client: from.client}
+	work := func(ctx context.Context) error {
+		all, ctx := errgroup.WithContext(ctx)
+		all.Go(func() error { return sn.Run(ctx) })
+		all.Go(func() error { return from.run(ctx) })
+		endpoints.serve(ctx, all, watch, cfg.Admin.Pprof, log)
+		return all.Wait()
+	}
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, ignoreSignals)
+	return runServer(ctx, server, healthServer, endpoints.containerd, work, log)
+}
+
+func snapshotterOptions(cfg config.Config, store *content.Store, from sources, log *slog.Logger) snapshotter.Options {
 	grace := cfg.Collection.Grace.Duration
 	if grace == 0 {
 		grace = -1 // zero means the default there
 	}
-	sn, err := snapshotter.New(ctx, snapshotter.Options{
-		Root:    cfg.Root,
-		Backend: file.New(file.Options{Mode: mountModes[cfg.Mount.Mode], Direct: directIO[cfg.Mount.DirectIO]}),
-		Content: source,
-		Log:     log,
-		Grace:   grace,
+	return snapshotter.Options{
+		Root:     cfg.Root,
+		Backend:  file.New(file.Options{Mode: mountModes[cfg.Mount.Mode], Direct: directIO[cfg.Mount.DirectIO]}),
+		Content:  store,
+		Registry: from.registry(),
+		Log:      log,
+		Grace:    grace,
+		Keep:     cfg.Collection.Keep.Bytes,
 		Layers: layerstore.Options{
 			Limits:    limits(cfg.Limits),
 			Parallel:  cfg.Conversion.Parallel,
 			Memory:    cfg.Conversion.Memory.Bytes,
 			SyncAfter: cfg.Conversion.Sync == "after",
 		},
-	})
-	if err != nil {
-		return err
 	}
-	defer func() { err = errors.Join(err, sn.Close()) }()
-
-	listener, err := listen(cfg.Address)
-	if err != nil {
-		return err
-	}
-	log.Info("serving", "version", buildVersion(), "address", cfg.Address, "root", cfg.Root)
-	server, healthServer := newServer(sn, differ.New(sn, sn.Layers(), source), log)
-	// A second signal ends the process at once.
-	context.AfterFunc(ctx, ignoreSignals)
-	return runServer(ctx, server, healthServer, listener, sn.Run, log)
 }
 
 func limits(l config.Limits) converter.Limits {
@@ -169,7 +195,7 @@ func checkBeforeServing(cfg config.Config, log *slog.Logger) error {
 	return nil
 }
 
-func newServer(sn *snapshotter.Snapshotter, d *differ.Differ, log *slog.Logger) (*grpc.Server, *health.Server) {
+func newServer(sn *snapshotter.Snapshotter, d *differ.Differ, from sources, log *slog.Logger) (*grpc.Server, *health.Server) {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
@@ -179,6 +205,9 @@ func newServer(sn *snapshotter.Snapshotter, d *differ.Differ, log *slog.Logger) 
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
 	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(d, d))
+	if from.cri != nil {
+		from.cri.Register(server)
+	}
 	healthServer := health.NewServer()
 	healthapi.RegisterHealthServer(server, healthServer)
 	return server, healthServer

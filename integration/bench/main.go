@@ -1,5 +1,5 @@
 // Command bench measures erofs-snapshotter against its peers and prints tables (Markdown) and lines `ratio NAME VALUE`: an image is
-// pulled from a registry on loopback and run to its first answer. Conversions of single layers are measured by benchconvert.
+// pulled from a registry on loopback, directly or over a slow link, and run to its first answer. Conversions of single layers are measured by benchconvert.
 //
 //	make bench                                  everything, 5 rounds
 //	make bench BENCHFLAGS=-quick                one round
@@ -42,8 +42,9 @@ var programs = []benchkit.Program{
 // settings are the command line.
 type settings struct {
 	benchkit.Flags
-	peers  []peer
-	images []image
+	networks []network
+	peers    []peer
+	images   []image
 }
 
 func main() { benchkit.Main("bench", run) }
@@ -66,6 +67,7 @@ func run(ctx context.Context, args []string) error {
 func parse(args []string) (settings, error) {
 	var s settings
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	networkList := fs.String("networks", benchkit.Names(networks, networkName), "networks")
 	peerList := fs.String("peers", benchkit.Names(peers, peerName), "peers")
 	imageList := fs.String("images", benchkit.Names(images, imageName), "images")
 	err := s.Parse(fs, args)
@@ -74,6 +76,9 @@ func parse(args []string) (settings, error) {
 	}
 	if len(s.Dir) > dirLimit {
 		return settings{}, fmt.Errorf("-dir %s is longer than %d characters: unix sockets below it would not fit", s.Dir, dirLimit)
+	}
+	if s.networks, err = benchkit.Choose(*networkList, networks, networkName); err != nil {
+		return settings{}, fmt.Errorf("-networks: %w", err)
 	}
 	if s.peers, err = benchkit.Choose(*peerList, peers, peerName); err != nil {
 		return settings{}, fmt.Errorf("-peers: %w", err)

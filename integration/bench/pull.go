@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,6 +24,7 @@ type peer struct {
 	name        string
 	snapshotter string // containerd's name for it
 	config      string // of our daemon
+	announce    lab.Announce
 }
 
 func (p peer) ours() bool { return p.snapshotter == lab.Snapshotter }
@@ -34,6 +36,8 @@ const (
 	overlayfs = "overlayfs"
 	ctrdErofs = "ctrd-erofs"
 	eager     = "eager"
+	// eagerLocal is eager without remote pulls: containerd fetches the layers.
+	eagerLocal = "eager-local"
 	// eagerAfter is eager with conversion.sync = "after".
 	eagerAfter = "eager-sync-after"
 )
@@ -41,14 +45,16 @@ const (
 var peers = []peer{
 	{name: overlayfs, snapshotter: "overlayfs"},
 	{name: ctrdErofs, snapshotter: "erofs"}, // with its differ, mkfs.erofs --tar
-	{name: eager, snapshotter: lab.Snapshotter},
-	{name: eagerAfter, snapshotter: lab.Snapshotter, config: "[conversion]\nsync = \"after\"\n"},
+	{name: eager, snapshotter: lab.Snapshotter, announce: lab.AnnounceTransfer},
+	{name: eagerLocal, snapshotter: lab.Snapshotter},
+	{name: eagerAfter, snapshotter: lab.Snapshotter, announce: lab.AnnounceTransfer, config: "[conversion]\nsync = \"after\"\n"},
 }
 
 // pullRow is one measurement.
 type pullRow struct {
 	begin       time.Time
 	round       int
+	network     network
 	image, peer string
 
 	// sync is the time of a syncfs after the pull. It is not part of sum.
@@ -67,10 +73,35 @@ var pullHeader = []string{"time", "round", "network", "image", "peer", "pull_s",
 	"snapshots_bytes", "content_bytes", "registry_bytes", "load1", "answer"}
 
 func (r pullRow) fields() []string {
-	return []string{r.begin.Format(time.RFC3339), strconv.Itoa(r.round), network, r.image, r.peer,
+	return []string{r.begin.Format(time.RFC3339), strconv.Itoa(r.round), r.network.name, r.image, r.peer,
 		benchkit.Seconds(r.pull), benchkit.Seconds(r.sync), benchkit.Seconds(r.run), benchkit.Seconds(r.sum()),
 		strconv.FormatInt(r.snapshots, 10), strconv.FormatInt(r.content, 10), strconv.FormatInt(r.registry, 10),
 		strconv.FormatFloat(r.load, 'f', 2, 64), r.answer}
+}
+
+// pullCase is what one measurement is of.
+type pullCase struct {
+	round   int
+	network network
+	image   image
+	peer    peer
+}
+
+// cases are all measurements, in their order.
+func (s settings) cases() iter.Seq[pullCase] {
+	return func(yield func(pullCase) bool) {
+		for round := range s.Rounds {
+			for _, n := range s.networks {
+				for _, img := range s.images {
+					for _, p := range benchkit.Rotated(s.peers, round) {
+						if !yield(pullCase{round, n, img, p}) {
+							return
+						}
+					}
+				}
+			}
+		}
+	}
 }
 
 // measurePulls returns the rows that could be measured, and the errors of the others.
@@ -80,31 +111,27 @@ func measurePulls(ctx context.Context, w *benchkit.Workshop, s settings, csvPath
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, raw.Close()) }()
-	reg, err := startRegistry(ctx, w, s.images)
+	reg, err := startRegistry(ctx, w, s)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, reg.close()) }()
 
 	var errs []error
-	for round := range s.Rounds {
-		for _, img := range s.images {
-			for _, p := range benchkit.Rotated(s.peers, round) {
-				if ctx.Err() != nil {
-					return rows, errors.Join(append(errs, ctx.Err())...)
-				}
-				row := pullRow{begin: time.Now(), round: round + 1, image: img.name, peer: p.name, load: benchkit.LoadAverage()}
-				if err := row.measure(ctx, w, reg, img, p); err != nil {
-					errs = append(errs, fmt.Errorf("round %d, %s with %s: %w", round+1, img.name, p.name, err))
-					benchkit.Progress("%v", errs[len(errs)-1])
-					continue
-				}
-				rows = append(rows, row)
-				errs = append(errs, raw.Write(row.fields()))
-				benchkit.Progress("round %d %-6s %-10s pull %.2f sync %.2f run %.2f: %.40s", row.round, row.image, row.peer,
-					row.pull.Seconds(), row.sync.Seconds(), row.run.Seconds(), row.answer)
-			}
+	for c := range s.cases() {
+		if ctx.Err() != nil {
+			return rows, errors.Join(append(errs, ctx.Err())...)
 		}
+		row := pullRow{begin: time.Now(), round: c.round + 1, network: c.network, image: c.image.name, peer: c.peer.name, load: benchkit.LoadAverage()}
+		if err := row.measure(ctx, w, reg, c.image, c.peer); err != nil {
+			errs = append(errs, fmt.Errorf("round %d, %s over %s with %s: %w", row.round, row.image, row.network.name, row.peer, err))
+			benchkit.Progress("%v", errs[len(errs)-1])
+			continue
+		}
+		rows = append(rows, row)
+		errs = append(errs, raw.Write(row.fields()))
+		benchkit.Progress("round %d %-8s %-6s %-10s pull %.2f sync %.2f run %.2f: %.40s", row.round, row.network.name, row.image, row.peer,
+			row.pull.Seconds(), row.sync.Seconds(), row.run.Seconds(), row.answer)
 	}
 	return rows, errors.Join(errs...)
 }
@@ -112,7 +139,7 @@ func measurePulls(ctx context.Context, w *benchkit.Workshop, s settings, csvPath
 // measure starts a containerd that has never seen anything, pulls and runs.
 func (r *pullRow) measure(ctx context.Context, w *benchkit.Workshop, reg *registry, img image, p peer) error {
 	return w.WithFreshDisk(ctx, func(dir string) (err error) {
-		l, err := lab.Start(ctx, lab.Options{Dir: dir, NoDaemon: !p.ours(), BuiltinErofs: true, DaemonConfig: p.config})
+		l, err := lab.Start(ctx, lab.Options{Dir: dir, NoDaemon: !p.ours(), BuiltinErofs: true, DaemonConfig: p.config, Announce: p.announce})
 		if err != nil {
 			return err
 		}
@@ -121,7 +148,7 @@ func (r *pullRow) measure(ctx context.Context, w *benchkit.Workshop, reg *regist
 			return err
 		}
 		reg.mark()
-		if err := r.measurePull(ctx, l, p, reg.ref(img)); err != nil {
+		if err := r.measurePull(ctx, l, p, reg.ref(img, r.network)); err != nil {
 			return err
 		}
 		if r.sync, err = benchkit.SyncDisk(dir); err != nil {
@@ -133,7 +160,7 @@ func (r *pullRow) measure(ctx context.Context, w *benchkit.Workshop, reg *regist
 		if err := benchkit.ColdCache(); err != nil {
 			return err
 		}
-		c := container{lab: l, peer: p, ref: reg.ref(img)}
+		c := container{lab: l, peer: p, ref: reg.ref(img, r.network)}
 		if r.run, r.answer, err = c.run(ctx, img); err != nil {
 			return err
 		}

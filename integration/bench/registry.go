@@ -11,36 +11,74 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/benchkit"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv/slowproxy"
 )
 
-// network is how the registry is reached; it is part of the names of ratios.
-const network = "loopback"
+// network is how the registry is reached; its name is part of the names of ratios.
+type network struct {
+	name string
+	link slowproxy.Options // zero: nothing is in between
+}
+
+var networks = []network{
+	{name: "loopback"},
+	{name: "slow", link: slowproxy.Options{RoundTrip: 10 * time.Millisecond, BitsPerSecond: 200_000_000}},
+}
+
+func networkName(n network) string { return n.name }
+
+// linkTime is how long a link of this network takes for as many bytes.
+func (n network) linkTime(bytes int64) time.Duration {
+	return time.Duration(float64(bytes) * 8 / float64(n.link.BitsPerSecond) * float64(time.Second))
+}
 
 // registry is the registry of a lab of its own. It keeps its blobs on a tmpfs, so dropping the page cache does not slow it.
 type registry struct {
-	lab *lab.Lab
+	lab   *lab.Lab
+	links map[string]*slowproxy.Proxy // by network
 	// marked is how long its log was at the mark.
 	marked int
 }
 
-func startRegistry(ctx context.Context, w *benchkit.Workshop, images []image) (*registry, error) {
+func startRegistry(ctx context.Context, w *benchkit.Workshop, s settings) (_ *registry, err error) {
 	opts := lab.Options{Dir: w.Memory(), NoDaemon: true}
-	for _, img := range images {
+	for _, img := range s.images {
 		opts.Images = append(opts.Images, img.layout)
 	}
 	l, err := lab.Start(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
-	if err := l.StopContainerd(); err != nil { // every measurement has its own
-		return nil, errors.Join(err, l.Close())
+	r := &registry{lab: l, links: map[string]*slowproxy.Proxy{}}
+	err = l.StopContainerd() // every measurement has its own
+	for _, n := range s.networks {
+		if err == nil && n.link != (slowproxy.Options{}) {
+			r.links[n.name], err = slowproxy.New(l.Host, n.link)
+		}
 	}
-	return &registry{lab: l}, nil
+	if err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	return r, nil
 }
 
-func (r *registry) close() error { return r.lab.Close() }
+func (r *registry) close() error {
+	var errs []error
+	for _, link := range r.links {
+		if link != nil {
+			errs = append(errs, link.Close())
+		}
+	}
+	return errors.Join(append(errs, r.lab.Close())...)
+}
 
-func (r *registry) ref(img image) string { return r.lab.Ref(img.layout) }
+// ref is the name of an image over a network.
+func (r *registry) ref(img image, n network) string {
+	if link := r.links[n.name]; link != nil {
+		return r.lab.RefAt(link.Addr(), img.layout)
+	}
+	return r.lab.Ref(img.layout)
+}
 
 // mark begins the counting of what is sent.
 func (r *registry) mark() {

@@ -30,9 +30,9 @@ func Layout(image string) string { return filepath.Join(Cache(), "images", image
 // Layer is the tar of a layer that images.sh made, such as "base" or "node-modules".
 func Layer(name string) string { return filepath.Join(Cache(), "layers", name+".tar") }
 
-// Tools is a complete set of the programs that a Lab starts.
+// Tools is a complete set of the programs that a Lab starts, besides containerd: see Containerd.
 var Tools = testenv.Feature{Name: "lab-tools", Missing: func() error {
-	for _, name := range []string{"containerd", "ctr", "containerd-shim-runc-v2", "runc", "registry", "crane"} {
+	for _, name := range []string{"runc", "registry", "crane"} {
 		if _, err := os.Stat(Program(name)); err != nil {
 			return fmt.Errorf("%w (make tools)", err)
 		}
@@ -66,13 +66,13 @@ func (l *Lab) environ() []string {
 	var env []string
 	for _, e := range os.Environ() {
 		switch name, _, _ := strings.Cut(e, "="); name {
-		case "PATH", "TMPDIR", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE", "CONTAINERD_SNAPSHOTTER", "NOTIFY_SOCKET":
+		case "PATH", "TMPDIR", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE", "CONTAINERD_SNAPSHOTTER", "NOTIFY_SOCKET", "DOCKER_CONFIG":
 		default:
 			env = append(env, e)
 		}
 	}
 	return append(env,
-		"PATH="+filepath.Join(Cache(), "bin")+":"+os.Getenv("PATH"),
+		"PATH="+containerdDir(l.opts.Containerd)+":"+filepath.Join(Cache(), "bin")+":"+os.Getenv("PATH"), // the shim is containerd's own
 		"TMPDIR="+l.path("tmp"),
 		"CONTAINERD_ADDRESS="+l.ContainerdAddress(),
 		"CONTAINERD_NAMESPACE="+l.Namespace,

@@ -2,7 +2,7 @@ package lab
 
 import (
 	"context"
-	_ "embed"
+	"embed"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -19,10 +19,12 @@ import (
 // pauseImage is what pod sandboxes run.
 const pauseImage = "pause-gzip"
 
-//go:embed containerd.toml.tmpl
-var containerdConfig string
+// Version 3 of containerd's configuration serves 2.1 to 2.4.
+//
+//go:embed containerd.toml.tmpl containerd17.toml.tmpl
+var containerdConfigs embed.FS
 
-var containerdTemplate = template.Must(template.New("containerd.toml").Parse(containerdConfig))
+var containerdTemplates = template.Must(template.ParseFS(containerdConfigs, "*.tmpl"))
 
 // cniConfig is a bridge with a network of its own for each lab.
 const cniConfig = `{ "cniVersion": "1.0.0", "name": %[1]q, "plugins": [
@@ -41,7 +43,7 @@ func (l *Lab) StartContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if l.containerd, err = l.startProcess("containerd", Program("containerd"), "--config", config); err != nil {
+	if l.containerd, err = l.startProcess("containerd", containerdProgram(l.opts.Containerd, "containerd"), "--config", config); err != nil {
 		return err
 	}
 	return l.containerd.ready(ctx, func(ctx context.Context) error {
@@ -73,14 +75,17 @@ func (l *Lab) KillContainerd() error { return l.containerd.kill() }
 // Client is a client of containerd in the lab's namespace. It outlives restarts of containerd; the lab closes it.
 func (l *Lab) Client() *containerd.Client { return l.client }
 
-// Ctr runs ctr in the lab's namespace and returns its standard output.
+// Ctr runs the ctr of the lab's containerd in the lab's namespace and returns its standard output.
 func (l *Lab) Ctr(ctx context.Context, args ...string) (string, error) {
-	return l.output(ctx, "ctr", args...)
+	return l.output(ctx, containerdProgram(l.opts.Containerd, "ctr"), args...)
 }
+
+// Plugin is the name of our snapshotter in containerd.
+func (l *Lab) Plugin() string { return l.opts.PluginName }
 
 // checkPlugins finds plugins that are needed and did not load: containerd serves without them, and pulls then end with puzzling errors.
 func (l *Lab) checkPlugins(ctx context.Context) error {
-	needed := map[string]bool{"io.containerd.transfer.v1.local": true, "io.containerd.snapshotter.v1." + Snapshotter: true}
+	needed := map[string]bool{"io.containerd.transfer.v1.local": true, "io.containerd.snapshotter.v1." + l.Plugin(): true}
 	if l.opts.CRI {
 		needed["io.containerd.grpc.v1.cri"] = true
 	}
@@ -107,18 +112,20 @@ func (l *Lab) checkPlugins(ctx context.Context) error {
 
 func (l *Lab) writeContainerdConfig() (string, error) {
 	values := struct {
-		Options                                              // what .CRI, .Differ and .BuiltinErofs are
-		Dir, Address, Root                            string // Dir: the lab's own, not that of the options
-		Snapshotter, DiffPlugin, Platform, Pause, Bin string
-	}{l.opts, l.Dir, l.SnapshotterAddress(), l.SnapshotterRoot(), Snapshotter, Differ, "linux/" + runtime.GOARCH, l.Ref(pauseImage), Program("")}
+		Options                                           // what .CRI, .Differ, .Announce and others are
+		Dir, Address, Root, DiffPlugin, Pause, Bin string // Dir: the lab's own, not that of the options
+		Platform                                   string
+	}{l.opts, l.Dir, l.SnapshotterAddress(), l.SnapshotterRoot(), Differ, l.Ref(pauseImage), Program(""), "linux/" + runtime.GOARCH}
+	name := "containerd.toml.tmpl"
+	if l.opts.Containerd == Containerd17 {
+		name = "containerd17.toml.tmpl"
+	}
 	var text strings.Builder
-	if err := containerdTemplate.Execute(&text, values); err != nil {
+	if err := containerdTemplates.ExecuteTemplate(&text, name, values); err != nil {
 		return "", err
 	}
-	for _, d := range []string{"etc/cni", "etc/certs.d"} {
-		if err := os.MkdirAll(l.path(d), 0o700); err != nil {
-			return "", err
-		}
+	if err := os.MkdirAll(l.path("etc/cni"), 0o700); err != nil {
+		return "", err
 	}
 	if l.opts.CNI {
 		a, b := l.subnet()

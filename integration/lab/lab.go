@@ -14,6 +14,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,13 +45,22 @@ type Options struct {
 	// Daemon is the program to run as our daemon. Default: built from the checkout.
 	Daemon string
 	// DaemonConfig is TOML that is appended to the configuration of our daemon; it begins with top-level keys, if any. The lab
-	// itself sets root, address and the table containerd.
+	// itself sets root, address and the table containerd. It is a template that is executed with the Lab, for paths and addresses that
+	// are known only then: hosts_dir = "{{.HostsDir}}".
 	DaemonConfig string
 	// NoDaemon leaves our daemon out; containerd is configured for it all the same. StartSnapshotter may start it later.
 	NoDaemon bool
-	// Differ unpacks layers for our snapshotter. Default: ours; "walking" is containerd's own.
+	// Containerd is the release line of containerd. Default: Containerd24.
+	Containerd string
+	// PluginName is what containerd calls our snapshotter. Default: Snapshotter.
+	PluginName string
+	// Announce says which pulls are announced to our snapshotter. Default: none.
+	Announce Announce
+	// Registry says how the registry is reached. Default: plain HTTP, by everybody.
+	Registry Registry
+	// Differ unpacks layers for our snapshotter. Default: ours; "walking" is containerd's own, and the only one of Containerd17.
 	Differ string
-	// BuiltinErofs configures containerd's own erofs snapshotter and differ too.
+	// BuiltinErofs configures containerd's own erofs snapshotter and differ too. 1.7 has none.
 	BuiltinErofs bool
 	// CRI turns on the CRI plugin, with our snapshotter as its default. It implies the image pause-gzip.
 	CRI bool
@@ -64,13 +74,13 @@ type Lab struct {
 	Dir string
 	// Namespace is the containerd namespace that Ctr and Client use.
 	Namespace string
-	// Host is the address of the registry, 127.0.0.1:PORT.
+	// Host is the address of the registry, 127.0.0.1:PORT. With Registry.Record, that of the proxy in front of it.
 	Host string
 
 	opts        Options
 	lock        *os.File // locked for as long as the lab lives
 	daemonPath  string
-	registry    *process
+	registry    registry
 	containerd  *process
 	snapshotter *process
 	client      *containerd.Client
@@ -78,8 +88,12 @@ type Lab struct {
 
 // Start starts everything and returns when it answers. The context bounds the start only; Close ends what was started.
 func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
-	if opts.Differ == "" {
-		opts.Differ = Differ
+	opts.Differ = cmp.Or(opts.Differ, Differ)
+	opts.Containerd = cmp.Or(opts.Containerd, Containerd24)
+	opts.PluginName = cmp.Or(opts.PluginName, Snapshotter)
+	opts.Registry.setDefaults()
+	if err := opts.check(); err != nil {
+		return nil, err
 	}
 	if opts.CRI {
 		opts.Images = append([]string{pauseImage}, opts.Images...)
@@ -123,7 +137,7 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 // the test ends, and shows the ends of the logs when the test failed.
 func New(t testing.TB, opts Options) *Lab {
 	t.Helper()
-	testenv.Need(t, testenv.Root, Tools)
+	testenv.Need(t, testenv.Root, Tools, Containerd(cmp.Or(opts.Containerd, Containerd24)))
 	for _, image := range opts.Images {
 		testenv.Need(t, Image(image))
 	}

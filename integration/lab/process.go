@@ -122,15 +122,24 @@ func (p *process) kill() error {
 	}
 }
 
-// output runs a program of the cache to its end and returns its standard output. The error shows standard error.
-func (l *Lab) output(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, Program(name), args...)
+// output runs a program to its end and returns its standard output. The error shows standard error.
+func (l *Lab) output(ctx context.Context, path string, args ...string) (string, error) {
+	return run(l.command(ctx, path, args...))
+}
+
+func (l *Lab) command(ctx context.Context, path string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = l.environ()
 	cmd.WaitDelay = killTimeout // a container may have inherited the pipes
+	return cmd
+}
+
+func run(cmd *exec.Cmd) (string, error) {
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		command := filepath.Base(cmd.Path) + " " + strings.Join(cmd.Args[1:], " ")
+		return stdout.String(), fmt.Errorf("%s: %w: %s", command, err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
 }

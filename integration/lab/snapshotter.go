@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
+	"text/template"
 )
 
 // StartSnapshotter starts our daemon and waits until it answers. It may be called again after Stop- or KillSnapshotter.
@@ -24,12 +26,15 @@ func (l *Lab) StartSnapshotter(ctx context.Context) error {
 		l.daemonPath = path
 	}
 	config := l.path("etc/snapshotter.toml")
+	own, err := l.expand(l.opts.DaemonConfig)
+	if err != nil {
+		return fmt.Errorf("Options.DaemonConfig: %w", err)
+	}
 	text := fmt.Sprintf("root = %q\naddress = %q\n%s\n[containerd]\naddress = %q\n",
-		l.SnapshotterRoot(), l.SnapshotterAddress(), l.opts.DaemonConfig, l.ContainerdAddress())
+		l.SnapshotterRoot(), l.SnapshotterAddress(), own, l.ContainerdAddress())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	var err error
 	if l.snapshotter, err = l.startProcess("snapshotter", l.daemonPath, "--config", config, "serve"); err != nil {
 		return err
 	}
@@ -41,6 +46,17 @@ func (l *Lab) StartSnapshotter(ctx context.Context) error {
 		}
 		return conn.Close()
 	})
+}
+
+// expand executes a template with the lab's methods and fields.
+func (l *Lab) expand(text string) (string, error) {
+	t, err := template.New("").Parse(text)
+	if err != nil {
+		return "", err
+	}
+	var s strings.Builder
+	err = t.Execute(&s, l)
+	return s.String(), err
 }
 
 // StopSnapshotter asks our daemon to end and waits for it.

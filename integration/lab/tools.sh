@@ -5,6 +5,8 @@
 # Steps (without arguments: all, in this order):
 #   packages     Debian packages, through the machine's apt; only what is missing; needs root
 #   containerd   containerd, ctr and the runc shim
+#   containerd-1.7, containerd-2.1
+#                older containerds, from packages of newer Debians, in directories of their own: containerd-1.7/bin, containerd-2.1/bin
 #   runc
 #   registry     the distribution registry
 #   crane        pushes OCI layouts
@@ -16,6 +18,10 @@ set -euo pipefail
 
 # To move to another version, change it here: the stamp of the old one no longer matches.
 containerd=v2.4.2
+containerd17=1.7.24
+containerd17_suite=trixie
+containerd21=2.1.9
+containerd21_suite=forky
 runc=v1.5.2
 registry=v3.1.2
 crane=v0.22.1
@@ -73,6 +79,8 @@ step_containerd() {
 	local c=github.com/containerd/containerd/v2/cmd
 	go_tool containerd $containerd no_btrfs "containerd ctr containerd-shim-runc-v2" $c/containerd $c/ctr $c/containerd-shim-runc-v2
 }
+step_containerd-1.7() { debian_containerd 1.7 $containerd17 $containerd17_suite; }
+step_containerd-2.1() { debian_containerd 2.1 $containerd21 $containerd21_suite; }
 step_runc() { go_tool runc $runc seccomp runc github.com/opencontainers/runc; }
 step_registry() { go_tool registry $registry "" registry github.com/distribution/distribution/v3/cmd/registry; }
 step_crane() { go_tool crane $crane "" crane github.com/google/go-containerregistry/cmd/crane; }
@@ -106,6 +114,31 @@ build_erofs_utils() {
 		install -s mkfs/mkfs.erofs fsck/fsck.erofs dump/dump.erofs "$CACHE/bin/"
 }
 
+# debian_containerd LINE VERSION SUITE: containerd with its own ctr and shim: a daemon does not understand the shim of another line.
+# These programs need only an old libc. The suite may have a later VERSION of the LINE by now, which serves as well.
+debian_containerd() {
+	local name=containerd-$1 line=$1 version=$2 suite=$3 start log=$CACHE/logs/containerd-$1.log src=$CACHE/src/containerd-$1
+	installed "$name" "$version" "../$name/bin/"{containerd,ctr,containerd-shim-runc-v2} && return
+	start=$(date +%s)
+	unpack_debian_containerd >"$log" 2>&1 || die "install containerd $line of Debian $suite" "$log"
+	rm -rf "$src"
+	echo "$version" >"$CACHE/stamps/$name"
+	note "$("$CACHE/$name/bin/containerd" --version) installed in $(seconds_since "$start")"
+}
+
+# Runs as the left side of ||, where set -e does not work; hence the chain.
+unpack_debian_containerd() {
+	rm -rf "$src" && mkdir -p "$src" "$CACHE/$name/bin" && cd "$src" &&
+		private_apt "$suite" deb update -qq &&
+		private_apt "$suite" deb download -qq containerd &&
+		case $(dpkg-deb -f containerd_*.deb Version) in
+		"$line".*) ;;
+		*) echo "$suite has moved on to" containerd_*.deb "and has no containerd $line any more: name another suite in tools.sh" && false ;;
+		esac &&
+		dpkg -x containerd_*.deb tree &&
+		install tree/usr/bin/{containerd,ctr,containerd-shim-runc-v2} "$CACHE/$name/bin/"
+}
+
 # debian_revision: the Debian version, such as 1.9.4-1, that the suite has of the wanted release. Once the suite has moved on, what
 # it has then: a tool for tests may be newer, and must not make them impossible.
 debian_revision() {
@@ -117,7 +150,7 @@ debian_revision() {
 # A function is read to its end before it runs: an edit of this file meanwhile does no harm.
 main() {
 	local step
-	[ $# -gt 0 ] || set -- packages erofs-utils containerd runc registry crane cni staticcheck
+	[ $# -gt 0 ] || set -- packages erofs-utils containerd containerd-1.7 containerd-2.1 runc registry crane cni staticcheck
 	for step; do
 		declare -F "step_$step" >/dev/null || die "no step $step; the head of $0 lists them"
 		locked "tool-$step" "step_$step"

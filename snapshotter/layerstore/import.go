@@ -298,14 +298,17 @@ func (s *Store) convertLayer(ctx context.Context, b *build, open Opener, t conve
 	defer blob.Close()
 	b.meter.Store(blob)
 	res, err := s.fromTar(ctx, blob, t, s.limits)
-	if err != nil {
-		if blob.failed.Load() {
-			err = sourceError{err}
-		}
-		return Instance{}, err
+	if err == nil && res.Blob != b.layer {
+		err = fmt.Errorf("%w: want %s, got %s (%d bytes)", ErrDigest, b.layer, res.Blob, res.BlobBytes)
 	}
-	if res.Blob != b.layer {
-		return Instance{}, fmt.Errorf("%w: want %s, got %s (%d bytes)", ErrDigest, b.layer, res.Blob, res.BlobBytes)
+	if err != nil && blob.source != "" {
+		err = fmt.Errorf("blob from %s: %w", blob.source, err)
+	}
+	if err != nil && blob.failed.Load() {
+		err = sourceError{err}
+	}
+	if err != nil {
+		return Instance{}, err
 	}
 	span.SetAttributes(attribute.Int64("bytes", res.BlobBytes), attribute.String("source", blob.source))
 	s.log.Info("layer converted", "layer", b.layer, "source", blob.source, "blob_bytes", res.BlobBytes, "tar_bytes", res.DiffBytes,

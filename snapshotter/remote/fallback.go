@@ -23,9 +23,15 @@ const (
 	Unauthorized Reason = "unauthorized" // the registry does not accept our credentials
 	NotFound     Reason = "not-found"    // the registry does not have the layer
 	Unavailable  Reason = "unavailable"  // the registry cannot be reached, or fails
+	BadAnswer    Reason = "bad-answer"   // the registry answers what it should not, such as other bytes than were asked for
 	Digest       Reason = "digest"       // the blob or its tar has another digest
 	Failed       Reason = "failed"       // anything else, such as a tar stream that cannot be converted
 )
+
+// Reasons are all of them.
+func Reasons() []Reason {
+	return []Reason{NoManifest, BadImage, BadLabels, MediaType, NoSource, Unauthorized, NotFound, Unavailable, BadAnswer, Digest, Failed}
+}
 
 // Fallback counts the pulls that fell back for one reason, and describes the last one.
 type Fallback struct {
@@ -63,6 +69,8 @@ func reasonOf(err error) Reason {
 		return NotFound
 	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
 		return Unavailable
+	case errdefs.IsFailedPrecondition(err), errdefs.IsDataLoss(err), errdefs.IsOutOfRange(err):
+		return BadAnswer
 	}
 	return Failed
 }

@@ -195,6 +195,7 @@ func TestFallback(t *testing.T) {
 		NotFound:     errdefs.ErrNotFound,
 		Unauthorized: errdefs.ErrUnauthenticated,
 		Unavailable:  errdefs.ErrUnavailable,
+		BadAnswer:    errdefs.ErrFailedPrecondition,
 		Failed:       errors.New("strange"),
 	} {
 		t.Run(string(reason), func(t *testing.T) {
