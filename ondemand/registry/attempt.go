@@ -39,7 +39,8 @@ func (c *Client) attempt(ctx context.Context, ep *endpoint, o *object, method, b
 func (a *attempt) exchange() (*http.Response, *failure) {
 	key := targetKey{a.method, a.endpoint.host.name, a.object.repository.spec.Locator, a.object.reference}
 	for again := false; ; again = true {
-		resp, at, f := a.follow(a.client.targets.get(key))
+		known := a.client.targets.get(key)
+		resp, at, f := a.follow(known)
 		if at == nil {
 			return resp, f
 		}
@@ -47,7 +48,7 @@ func (a *attempt) exchange() (*http.Response, *failure) {
 			a.client.targets.put(key, at)
 			return resp, nil
 		}
-		a.client.targets.drop(key)
+		a.client.targets.drop(key, known)
 		if f != nil || !expired(resp.StatusCode) {
 			return resp, f
 		}

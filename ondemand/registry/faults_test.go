@@ -199,8 +199,12 @@ func TestSmallBlobs(t *testing.T) {
 	for _, n := range []int{0, 1, rangeBytes, rangeBytes + 1} {
 		content := randomBytes(n)
 		f := newRegistry(t, content, httptest.NewServer)
-		if err := readAll(t, newClient(t, Options{}), f.image(), content); err != nil {
+		c := newClient(t, Options{})
+		if err := readAll(t, c, f.image(), content); err != nil {
 			t.Errorf("%d bytes: %v", n, err)
+		}
+		if h := c.Stats().Hosts[f.host()]; h.Bytes != int64(n) || h.Requests != int64(len(f.seen())) || h.Retries != 0 || h.Breaker != "closed" {
+			t.Errorf("%d bytes counted as %+v", n, h)
 		}
 		if want := (n + rangeBytes - 1) / rangeBytes; len(f.seen()) != want {
 			t.Errorf("%d bytes in %d requests, want %d", n, len(f.seen()), want)
@@ -223,7 +227,7 @@ func TestRandomFaults(t *testing.T) {
 		return all[rand.IntN(len(all))](w, r, n)
 	}
 	works := 0
-	for range 40 {
+	for range 20 {
 		mirror, origin := newRegistry(t, content, httptest.NewServer), newRegistry(t, content, httptest.NewServer)
 		mirror.fail("blobs", random)
 		origin.fail("blobs", random)

@@ -51,8 +51,11 @@ func (t *targets) put(key targetKey, u *url.URL) {
 	t.known[key] = target{url: u, since: time.Now()}
 }
 
-func (t *targets) drop(key targetKey) {
+// drop forgets u, but not what another request has learned in the meantime.
+func (t *targets) drop(key targetKey, u *url.URL) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.known, key)
+	if t.known[key].url == u {
+		delete(t.known, key)
+	}
 }
