@@ -288,16 +288,16 @@ func (s *Store) count(b *build, inst Instance, err error) {
 
 // convertLayer converts a layer's blob and checks its digest.
 func (s *Store) convertLayer(ctx context.Context, b *build, open Opener, t converter.Target) (_ Instance, err error) {
-	ctx, span := tracer.Start(ctx, "convert", trace.WithAttributes(attribute.String("layer", b.layer.String())))
+	converting, span := tracer.Start(ctx, "convert", trace.WithAttributes(attribute.String("layer", b.layer.String())))
 	defer func() { endSpan(span, err) }()
-	opened, err := open(ctx)
+	opened, err := open(ctx) // what is fetched goes on beside the conversion
 	if err != nil {
 		return Instance{}, sourceError{err}
 	}
 	blob := newMeter(opened)
 	defer blob.Close()
 	b.meter.Store(blob)
-	res, err := s.fromTar(ctx, blob, t, s.limits)
+	res, err := s.fromTar(converting, blob, t, s.limits)
 	if err == nil && res.Blob != b.layer {
 		err = fmt.Errorf("%w: want %s, got %s (%d bytes)", ErrDigest, b.layer, res.Blob, res.BlobBytes)
 	}
