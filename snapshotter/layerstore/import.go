@@ -211,6 +211,9 @@ func (s *Store) finish(id ID, b *build, inst Instance, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.builds, id)
+	if len(s.builds) == 0 {
+		s.trimLater()
+	}
 	s.count(b, inst, err)
 	if err == nil {
 		s.instances[id] = inst

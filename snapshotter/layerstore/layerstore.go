@@ -55,6 +55,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/semaphore"
@@ -149,12 +150,16 @@ type Store struct {
 	ahead     map[ID]*heldPin // of instances that were imported ahead, until their Import comes
 	dirUsage  map[ID]Usage
 	stats     Stats
+	trim      *time.Timer // set once a build has ended
 }
 
 // Close ends the imports that are running and waits for them. It is idempotent.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
+	if s.trim != nil {
+		s.trim.Stop()
+	}
 	for _, b := range s.builds {
 		b.cancel()
 	}
