@@ -29,7 +29,7 @@ import (
 //	  refs/<instance><snapshot>        'c' if the committed snapshot is this instance, 'l' if it is a frozen lower of the snapshot
 //	                                   or bound to it. Follows from snapshots/, and New compares the two.
 //
-// An instance has a key in instances/, and in sources/ if it came through Bind, from the first time a snapshot refers to it until it is
+// An instance has a key in instances/, and in sources/ if it was made from a layer, from the first time a snapshot refers to it until it is
 // collected, or kept for reuse.
 var (
 	bucketRoot      = []byte("erofs-snapshotter")

@@ -36,9 +36,13 @@ func sourceOf(ctx context.Context, layer ocispec.Descriptor, image string) (sour
 	return source{namespace, ocispec.Descriptor{MediaType: layer.MediaType, Digest: layer.Digest, Size: layer.Size}, image}, nil
 }
 
+// putSource keeps where the layer of an instance is. A registry that was known stays known: the content store may lose the layer.
 func (r *records) putSource(id layerstore.ID, from source) error {
 	if from.Layer.Digest == "" {
 		return nil
+	}
+	if known, ok := r.source(id); ok && from.Image == "" {
+		from.Image = known.Image
 	}
 	b, err := json.Marshal(from)
 	if err != nil {

@@ -209,6 +209,28 @@ func TestRestoreFromRegistry(t *testing.T) {
 	}
 }
 
+// TestRestoreRemembersTheRegistry: it is not forgotten when another namespace gets the same layer without one, and then loses it.
+func TestRestoreRemembersTheRegistry(t *testing.T) {
+	opts := immediate(newRoot(t))
+	content, registry := memoryContent{}, &memoryRegistry{blobs: map[digest.Digest][]byte{}}
+	opts.Content, opts.Registry = content, registry
+	s := start(t, opts)
+	img := addImage(t, content, registry, "one")
+	top := pullRemote(t, s, inNamespace(t, "default"), img)
+	inst := s.Layers().List()[0]
+	other := inNamespace(t, "other")
+	mounts, err := s.Prepare(other, "extract", "")
+	must(t, err)
+	active, _ := s.ActiveSnapshot(other, mounts)
+	must(t, s.Bind(other, active, inst.ID, img.layers[0]))
+	must(t, s.Close())
+	powerCut(t, s, inst)
+
+	s = start(t, opts)
+	mounts, err = s.Prepare(other, "container", top)
+	wantContent(t, mounted(t, mounts, err)+"/one", "one")
+}
+
 // TestLayerUses: a layer of two images has both as references; it is mounted once something runs on it.
 func TestLayerUses(t *testing.T) {
 	s, content, registry := startRemote(t)

@@ -121,7 +121,7 @@ func (s *Store) reconnect(ctx context.Context) bool {
 
 // file opens the blob of r as a file, if there is a way to it. The question must not cost r its context.
 func (s *Store) file(r *reader, blob digest.Digest) *os.File {
-	ctx, cancel := context.WithTimeout(r.ctx, s.stall)
+	ctx, cancel := context.WithTimeout(r.ctx, min(answerTime, s.stall))
 	defer cancel()
 	return s.files.open(ctx, blob, r.blob.Size())
 }

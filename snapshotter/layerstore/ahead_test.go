@@ -9,13 +9,12 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 )
 
 // slowStoreFor is slowStore with room for some conversions at a time.
 func slowStoreFor(t *testing.T, parallel int) (s *Store, started, release chan struct{}) {
 	s, started, release = slowStore(t)
-	s.places, s.parallel = semaphore.NewWeighted(int64(parallel)), parallel
+	s.places, s.parallel = newPlaces(parallel), parallel
 	return s, started, release
 }
 
@@ -48,7 +47,7 @@ func TestParallel(t *testing.T) {
 	}
 	<-started
 	<-started
-	if s.places.TryAcquire(1) {
+	if (&place{places: s.places}).tryEnter() {
 		t.Error("there is a place for a third conversion")
 	}
 	if len(started) > 0 {
@@ -84,7 +83,7 @@ func TestWaitingImportIsCancelled(t *testing.T) {
 	close(release)
 	busy.Wait()
 	s.running.Wait()
-	if !s.places.TryAcquire(1) {
+	if !(&place{places: s.places}).tryEnter() {
 		t.Error("a place was not given back")
 	}
 }

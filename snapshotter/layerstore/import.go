@@ -26,6 +26,7 @@ type Opener func(ctx context.Context) (io.ReadCloser, error)
 type build struct {
 	layer  digest.Digest
 	meter  atomic.Pointer[meter] // of the blob, once it is open
+	with   any                   // see Together
 	cancel context.CancelFunc
 	done   chan struct{} // closed after inst and err are set, and the build is not in Store.builds any more
 
@@ -64,7 +65,7 @@ func (s *Store) Import(ctx context.Context, layer digest.Digest, open Opener) (I
 			continue
 		}
 		var source sourceError
-		if !mine && !failed && ctx.Err() == nil && errors.As(err, &source) {
+		if !mine && !failed && ctx.Err() == nil && errors.As(err, &source) && (b.with == nil || b.with != ctx.Value(togetherKey{})) {
 			failed = true // once: with many callers, each would wait for all others to fail
 			continue
 		}
@@ -73,6 +74,14 @@ func (s *Store) Import(ctx context.Context, layer digest.Digest, open Opener) (I
 		}
 		return inst, pin, nil
 	}
+}
+
+type togetherKey struct{}
+
+// Together says of Imports with the same key that their openers fail for the same reason: one that has waited for another's does not try its
+// own.
+func Together(ctx context.Context, key any) context.Context {
+	return context.WithValue(ctx, togetherKey{}, key)
 }
 
 func checkDigest(layer digest.Digest) error {
@@ -114,11 +123,12 @@ func (s *Store) ImportAhead(ctx context.Context, layer digest.Digest, open Opene
 	if _, ok := s.instances[id]; ok || s.builds[id] != nil || s.closed {
 		return true
 	}
-	if s.aheadNow >= s.parallel-1 || !s.places.TryAcquire(1) {
+	at := &place{places: s.places}
+	if s.aheadNow >= s.parallel-1 || !at.tryEnter() {
 		return false
 	}
 	s.aheadNow++
-	b := s.begin(ctx, id, layer, open, func(context.Context) error { return nil })
+	b := s.begin(ctx, id, layer, open, at)
 	b.ahead = true
 	return true
 }
@@ -162,34 +172,36 @@ func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opene
 	if s.closed {
 		return Instance{}, Pin{}, nil, false, errors.New("layer store is closed")
 	}
-	b := s.begin(ctx, id, layer, open, func(ctx context.Context) error { return s.places.Acquire(ctx, 1) })
+	b := s.begin(ctx, id, layer, open, &place{places: s.places})
 	b.waiters = 1
 	return Instance{}, Pin{}, b, true, nil
 }
 
-// begin starts a build, which has a place when enter has returned. It is called with mu held.
-func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Opener, enter func(context.Context) error) *build {
+// begin starts a build, which waits for a place unless at is one. It is called with mu held.
+func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Opener, at *place) *build {
 	// The conversion belongs to all who wait, not to the first: it keeps the values of ctx but not its end.
-	buildCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	b := &build{layer: layer, cancel: cancel, done: make(chan struct{})}
+	buildCtx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), placeKey{}, at))
+	b := &build{layer: layer, with: ctx.Value(togetherKey{}), cancel: cancel, done: make(chan struct{})}
 	s.builds[id] = b
 	s.running.Go(func() {
 		defer cancel()
-		if err := enter(buildCtx); err != nil {
-			s.finish(id, b, Instance{}, err)
-			return
+		if at.kind == nil {
+			if err := at.enter(buildCtx, at.local); err != nil {
+				s.finish(id, b, Instance{}, err)
+				return
+			}
 		}
 		fill := func(ctx context.Context, t converter.Target) (Instance, error) {
 			return s.convertLayer(ctx, b, open, t)
 		}
 		if !s.syncAfter {
 			inst, err := s.make(buildCtx, id, fill)
-			s.places.Release(1)
+			at.leave()
 			s.finish(id, b, inst, err)
 			return
 		}
 		inst, files, err := s.makeUnsynced(buildCtx, id, fill)
-		s.places.Release(1)
+		at.leave()
 		s.finish(id, b, inst, err)
 		if err == nil {
 			s.settle(inst, files)

@@ -58,7 +58,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 )
@@ -87,7 +86,7 @@ type Options struct {
 	// Limits bound what one layer may ask for.
 	Limits converter.Limits
 	// Parallel is how many layers are converted at a time; the others wait. Zero is the number of processors, but not more than
-	// Memory allows.
+	// Memory allows. One more is converted while layers come from the network, if it does not: see FromNetwork.
 	Parallel int
 	// SyncAfter makes imported layers visible before they are on stable storage, and syncs them right after. A crash or a power cut in
 	// between costs a conversion: the instance is gone then.
@@ -133,9 +132,8 @@ type Store struct {
 	fromDir func(context.Context, string, converter.Target, converter.Limits) (converter.Result, error)
 
 	// running counts the goroutines of builds.
-	running sync.WaitGroup
-	// places has one for each conversion of a layer that may run at a time, parallel of them.
-	places   *semaphore.Weighted
+	running  sync.WaitGroup
+	places   places // of the conversions that run, parallel of them
 	parallel int
 
 	deleting sync.Mutex // one DeleteDiscarded at a time

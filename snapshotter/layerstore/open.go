@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 )
 
@@ -30,7 +28,7 @@ func Open(root string, opts Options) (*Store, error) {
 		syncAfter: opts.SyncAfter,
 		lost:      opts.Lost,
 		makeRoom:  opts.MakeRoom,
-		places:    semaphore.NewWeighted(int64(opts.parallel())),
+		places:    newPlaces(opts.parallel()),
 		parallel:  opts.parallel(),
 		fromTar:   converter.FromTar,
 		fromDir:   converter.FromDir,

@@ -105,3 +105,35 @@ func TestFailingSourceOfAnother(t *testing.T) {
 type errorReader struct{ err error }
 
 func (e errorReader) Read([]byte) (int, error) { return 0, e.err }
+
+// TestTogether: a caller who waits for a blob of its own kind does not try again when that fails.
+func TestTogether(t *testing.T) {
+	s := open(t, t.TempDir())
+	_, dgst := layer(t, "content")
+	begun, release := make(chan struct{}), make(chan struct{})
+	failing := errors.New("connection lost")
+	errs := make(chan error, 2)
+	ctx := Together(t.Context(), "pull")
+	go func() {
+		_, _, err := s.Import(ctx, dgst, func(context.Context) (io.ReadCloser, error) {
+			close(begun)
+			<-release
+			return nil, failing
+		})
+		errs <- err
+	}()
+	<-begun
+	go func() {
+		_, _, err := s.Import(ctx, dgst, never)
+		errs <- err
+	}()
+	for waiters(s, EagerID(dgst)) < 2 {
+		runtime.Gosched()
+	}
+	close(release)
+	for range 2 {
+		if err := <-errs; !errors.Is(err, failing) {
+			t.Errorf("got %v", err)
+		}
+	}
+}

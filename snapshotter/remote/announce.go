@@ -1,7 +1,7 @@
 package remote
 
 import (
-	"net"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -43,12 +43,10 @@ func fetchedFrom(l map[string]string, image string) bool {
 	if err != nil {
 		return false
 	}
-	host, repository, ok := strings.Cut(spec.Locator, "/")
-	if !ok {
+	u, err := url.Parse("any://" + spec.Locator)
+	if err != nil {
 		return false
 	}
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	return slices.Contains(strings.Split(l[labels.LabelDistributionSource+"."+host], ","), repository)
+	repository := strings.TrimPrefix(u.Path, "/")
+	return repository != "" && slices.Contains(strings.Split(l[labels.LabelDistributionSource+"."+u.Hostname()], ","), repository)
 }

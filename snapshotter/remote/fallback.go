@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"time"
@@ -75,24 +76,25 @@ func reasonOf(err error) Reason {
 	return Failed
 }
 
-// fallBack leaves layer i, and those above it, to containerd. pl is nil when the request did not get as far as joining its pull.
+// fallBack leaves layer i, and those above it, to containerd. pl is nil when the request did not get as far as joining its pull. Labels that do
+// not fit may be forged, so they decide nothing for the pull whose key they have.
 func (p *Puller) fallBack(key pullKey, pl *pull, i int, a announcement, cause error) {
 	reason := reasonOf(cause)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if pl == nil {
-		pl = p.pulls[key]
+	now := p.pulls[key]
+	if pl == nil && reason != BadLabels && (now == nil || now.image == nil) {
+		pl = cmp.Or(now, &pull{key: key}) // its image cannot be read
 	}
-	if pl == nil {
-		pl = &pull{key: key}
-	}
-	if pl.fellBack && pl.from <= i {
-		return // another request of the same pull was first
-	}
-	p.end(pl)
-	pl.fellBack, pl.from = true, i
-	if !p.closed {
-		p.remember(pl)
+	if pl != nil {
+		if pl.fellBack && pl.from <= i {
+			return // another request of the same pull was first
+		}
+		p.end(pl)
+		pl.fellBack, pl.from = true, i
+		if !p.closed && (now == nil || now == pl || now.fellBack) { // otherwise it was begun anew meanwhile
+			p.remember(pl)
+		}
 	}
 	count := p.fallbacks[reason].Count + 1
 	p.fallbacks[reason] = Fallback{Count: count, Time: time.Now(), Image: a.image, Cause: cause.Error()}

@@ -8,8 +8,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
 // maxLayers bounds the layers of an image. Overlayfs mounts at most 500.
@@ -66,7 +64,7 @@ func (img *image) addConfig(b []byte) error {
 	return nil
 }
 
-// place finds a layer that was announced. Only one place can have its chain ID; it is returned with an error, too.
+// place finds a layer that was announced. Only one place can have its chain ID.
 func (img *image) place(a announcement, root bool) (int, error) {
 	for i, chain := range img.chains {
 		if chain != a.target {
@@ -77,9 +75,6 @@ func (img *image) place(a announcement, root bool) (int, error) {
 		}
 		if root != (i == 0) {
 			return i, reasonError{BadLabels, errors.New("its parent is not the layer below it")}
-		}
-		if t := img.layers[i].MediaType; !layerstore.Importable(t) {
-			return i, reasonError{MediaType, fmt.Errorf("layer %s has the media type %q", a.layer, t)}
 		}
 		return i, nil
 	}

@@ -89,7 +89,9 @@ func (p *Puller) join(ctx context.Context, key pullKey, img *image, i int) (*pul
 	if pl.idle != nil {
 		pl.idle.Stop()
 	}
-	p.workAhead(pl, i+1)
+	if layerstore.Importable(img.layers[i].MediaType) {
+		p.workAhead(pl, i+1)
+	}
 	return pl, nil
 }
 
@@ -198,8 +200,9 @@ func (p *Puller) workAhead(pl *pull, from int) {
 func (p *Puller) takeAhead(pl *pull) (i int, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for ; pl.ended.IsZero() && pl.next < len(pl.states); pl.next++ {
-		if i := pl.next; pl.states[i] == Waiting && layerstore.Importable(pl.image.layers[i].MediaType) {
+	// At a layer that is no tar stream the pull will fall back.
+	for ; pl.ended.IsZero() && pl.next < len(pl.states) && layerstore.Importable(pl.image.layers[pl.next].MediaType); pl.next++ {
+		if i := pl.next; pl.states[i] == Waiting {
 			pl.next++
 			pl.states[i] = Fetching
 			return i, true
@@ -230,6 +233,9 @@ func (p *Puller) madeAhead(pl *pull, i int, pin layerstore.Pin, err error) {
 // importLayer has the layer store make layer i, or joins whoever makes it already.
 func (p *Puller) importLayer(ctx context.Context, pl *pull, i int) (_ layerstore.Instance, _ layerstore.Pin, err error) {
 	layer := pl.image.layers[i]
+	if !layerstore.Importable(layer.MediaType) {
+		return layerstore.Instance{}, layerstore.Pin{}, reasonError{MediaType, fmt.Errorf("layer %s has the media type %q", layer.Digest, layer.MediaType)}
+	}
 	ctx, span := tracer.Start(ctx, "layer", trace.WithAttributes(attribute.String("layer", layer.Digest.String()), attribute.Int64("bytes", layer.Size)))
 	defer func() {
 		if err != nil {
@@ -237,7 +243,7 @@ func (p *Puller) importLayer(ctx context.Context, pl *pull, i int) (_ layerstore
 		}
 		span.End()
 	}()
-	return p.layers.Import(ctx, layer.Digest, func(ctx context.Context) (io.ReadCloser, error) {
+	return p.layers.Import(layerstore.Together(ctx, pl), layer.Digest, func(ctx context.Context) (io.ReadCloser, error) {
 		// The conversion may outlive this pull, when others wait for it too.
 		return p.openLayer(namespaces.WithNamespace(ctx, pl.key.namespace), pl.image.reference, layer)
 	})

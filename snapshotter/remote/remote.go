@@ -22,7 +22,8 @@
 // falls back. A layer that several pulls want is fetched once.
 //
 // A layer that cannot be made ready falls back: containerd fetches it, and then all above it whatever we answer, so the rest of the pull is
-// left to it and our work is given up. That is counted by reason and logged once for each pull. A pull that begins anew is tried anew.
+// left to it and our work is given up. That is counted by reason and logged once for each pull. A pull that begins anew is tried anew. Only
+// labels that do not fit decide for nothing but their own request: they may be forged.
 package remote
 
 import (
@@ -159,7 +160,8 @@ func (p *Puller) find(ctx context.Context, key pullKey, a announcement, root boo
 	return pl, i, err
 }
 
-// Open returns a layer's blob from containerd's content store or, if it is not there and an image is given, from the image's registry.
+// Open returns a layer's blob from containerd's content store or, if it is not there and an image is given, from the image's registry. In an
+// Opener of the layer store it waits until there is a place for what comes from the network.
 func (p *Puller) Open(ctx context.Context, image string, layer ocispec.Descriptor) (io.ReadCloser, error) {
 	if p.content == nil {
 		return nil, fmt.Errorf("layer %s: no content store is known: %w", layer.Digest, errdefs.ErrUnavailable)
@@ -170,6 +172,9 @@ func (p *Puller) Open(ctx context.Context, image string, layer ocispec.Descripto
 	}
 	if !errdefs.IsNotFound(err) {
 		p.log.Warn("containerd's content store gave no answer about a layer; asking the registry", "layer", layer.Digest, "cause", err)
+	}
+	if err := layerstore.FromNetwork(ctx); err != nil {
+		return nil, err
 	}
 	return p.registry.Open(ctx, image, layer)
 }

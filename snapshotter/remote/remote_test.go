@@ -16,8 +16,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
-
-	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
 // TestPull: every layer comes from the registry, once, and nothing stays pinned.
@@ -32,11 +30,7 @@ func TestPull(t *testing.T) {
 			if w.requests() != len(p.layers) || w.Stats() != (Stats{Layers: 4, Pulls: 1}) || len(w.Fallbacks()) > 0 {
 				t.Errorf("%d requests for %d layers, %+v, fallbacks %v", w.requests(), len(p.layers), w.Stats(), w.Fallbacks())
 			}
-			for _, inst := range w.layers.List() {
-				if w.layers.Pinned(inst.ID) {
-					t.Errorf("layer %s is pinned after the pull", inst.Layer)
-				}
-			}
+			w.wantUnpinned()
 			pulls := w.Pulls()
 			if len(pulls) != 1 || pulls[0].Ended.IsZero() || pulls[0].Image != appImage || pulls[0].Namespace != "default" {
 				t.Fatalf("pulls: %+v", pulls)
@@ -71,11 +65,7 @@ func TestWorkAhead(t *testing.T) {
 		}
 	}
 	w.Close()
-	for _, inst := range w.layers.List() {
-		if w.layers.Pinned(inst.ID) {
-			t.Errorf("layer %s is pinned after Close", inst.Layer)
-		}
-	}
+	w.wantUnpinned()
 }
 
 // TestContentFirst: what containerd has is not asked for at a registry, which may not even be known.
@@ -189,61 +179,6 @@ func TestDigestMismatch(t *testing.T) {
 	}
 }
 
-// TestFallback: each failure has its reason, ends work ahead, and decides for the rest of the pull; one that begins anew is tried anew.
-func TestFallback(t *testing.T) {
-	for reason, failure := range map[Reason]error{
-		NotFound:     errdefs.ErrNotFound,
-		Unauthorized: errdefs.ErrUnauthenticated,
-		Unavailable:  errdefs.ErrUnavailable,
-		BadAnswer:    errdefs.ErrFailedPrecondition,
-		Failed:       errors.New("strange"),
-	} {
-		t.Run(string(reason), func(t *testing.T) {
-			w := newWorld(t, 2)
-			p := w.add("a", "b", "c")
-			w.serve(func(_ context.Context, _ string, layer digest.Digest) (io.ReadCloser, error) {
-				if layer != p.layers[0].Digest {
-					return nil, failure
-				}
-				return io.NopCloser(bytes.NewReader(p.blobs[0])), nil
-			})
-			w.prepare(p, 0, true)
-			w.prepare(p, 1, false)
-			w.wantFallback(reason, failure.Error())
-			before := w.requests()
-			w.prepare(p, 2, false)
-			if w.requests() != before {
-				t.Error("a layer above was asked for at the registry")
-			}
-			w.wantFallback(reason, failure.Error())
-			if n := strings.Count(w.log.String(), "containerd fetches"); n != 1 {
-				t.Errorf("logged %d times, want once:\n%s", n, w.log)
-			}
-			w.serve(nil)
-			for i := range p.layers {
-				w.prepare(p, i, true)
-			}
-		})
-	}
-}
-
-// TestMediaType: a layer that is no tar stream is left to containerd, and those below it are not.
-func TestMediaType(t *testing.T) {
-	w := newWorld(t, 4)
-	p := w.add("a", "b")
-	manifest := string(w.content[p.manifest])
-	i := strings.LastIndex(manifest, "vnd.oci.image.layer.v1.tar")
-	changed := []byte(manifest[:i] + strings.Replace(manifest[i:], "v1.tar", "v1.tar+encrypted", 1))
-	p.manifest = digest.FromBytes(changed)
-	w.content[p.manifest] = changed
-	w.prepare(p, 0, true)
-	w.prepare(p, 1, false)
-	w.wantFallback(MediaType, "+encrypted")
-	if w.requests() != 1 {
-		t.Errorf("%d requests, want one", w.requests())
-	}
-}
-
 // TestDiskFull: containerd would need even more room, so the client gets the error.
 func TestDiskFull(t *testing.T) {
 	w := newWorld(t, 1)
@@ -299,6 +234,38 @@ func TestCancel(t *testing.T) {
 	}
 	w.serve(nil)
 	w.prepare(p, 0, true)
+}
+
+// TestSilentRegistry: however many layers wait for a registry that says nothing, what containerd has is made ready.
+func TestSilentRegistry(t *testing.T) {
+	for _, parallel := range []int{1, 2} {
+		t.Run(fmt.Sprint(parallel), func(t *testing.T) {
+			w := newWorld(t, parallel)
+			w.serve(func(ctx context.Context, _ string, _ digest.Digest) (io.ReadCloser, error) { return stuck{ctx}, nil })
+			ctx, cancel := context.WithCancel(w.ctx())
+			var waiting sync.WaitGroup
+			const silent = 5
+			for i := range silent {
+				p := w.add(fmt.Sprint(i), fmt.Sprint(i, " above"))
+				waiting.Go(func() {
+					if _, ok, err := w.Layer(ctx, p.announce(0), true); ok || !errors.Is(err, context.Canceled) {
+						t.Errorf("image %d: ready %v, error %v", i, ok, err)
+					}
+				})
+			}
+			eventually(t, "all wait", func() bool { return len(w.layers.Working()) >= silent && w.requests() == parallel })
+			p := w.add("pause")
+			w.mu.Lock()
+			w.content[p.layers[0].Digest] = p.blobs[0]
+			w.mu.Unlock()
+			w.prepare(p, 0, true)
+			if n := w.requests(); n != parallel {
+				t.Errorf("%d layers are fetched at a time, want %d", n, parallel)
+			}
+			cancel()
+			waiting.Wait()
+		})
+	}
 }
 
 // TestSharedLayer: a layer that several pulls want at once is fetched once; and if the first cannot have it, another may.
@@ -360,60 +327,4 @@ func TestOpen(t *testing.T) {
 	if b, err := io.ReadAll(blob); err != nil || !bytes.Equal(b, p.blobs[0]) {
 		t.Errorf("got %d bytes, error %v", len(b), err)
 	}
-}
-
-func TestBadImages(t *testing.T) {
-	for name, c := range map[string]struct{ manifest, config string }{
-		"no json":        {"{", "{}"},
-		"no layers":      {`{}`, "{}"},
-		"bad digest":     {`{"layers":[{"digest":"sha256:1","size":1}]}`, "{}"},
-		"negative size":  {fmt.Sprintf(`{"config":{"digest":%q},"layers":[{"digest":%q,"size":-1}]}`, digest.FromString(""), digest.FromString("")), "{}"},
-		"config no json": {oneLayer(1), "["},
-		"no diff_ids":    {oneLayer(1), "{}"},
-		"bad diff_id":    {oneLayer(1), `{"rootfs":{"diff_ids":["sha256:x"]}}`},
-		"many layers":    {oneLayer(maxLayers + 1), "{}"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			img, _, err := parseManifest([]byte(c.manifest))
-			if err == nil {
-				err = img.addConfig([]byte(c.config))
-			}
-			if err == nil {
-				t.Error("no error")
-			}
-		})
-	}
-}
-
-// oneLayer is a manifest with n times the same layer.
-func oneLayer(n int) string {
-	layer := fmt.Sprintf(`{"digest":%q,"size":1}`, digest.FromString(""))
-	return fmt.Sprintf(`{"config":%s,"layers":[%s]}`, layer, strings.TrimSuffix(strings.Repeat(layer+",", n), ","))
-}
-
-// FuzzImage: whatever manifest and configuration say, an image that is accepted can be asked for each of its layers, and only for them.
-func FuzzImage(f *testing.F) {
-	f.Add([]byte(oneLayer(1)), []byte(fmt.Sprintf(`{"rootfs":{"diff_ids":[%q]}}`, digest.FromString("x"))))
-	f.Add([]byte(oneLayer(2)), []byte(fmt.Sprintf(`{"rootfs":{"diff_ids":[%q,%q]}}`, digest.FromString("x"), digest.FromString("x"))))
-	f.Fuzz(func(t *testing.T, manifest, config []byte) {
-		img, configDigest, err := parseManifest(manifest)
-		if err != nil {
-			return
-		}
-		if err := configDigest.Validate(); err != nil {
-			t.Fatal(err)
-		}
-		if img.addConfig(config) != nil {
-			return
-		}
-		for i, l := range img.layers {
-			at, err := img.place(announcement{layer: l.Digest, target: img.chains[i]}, i == 0)
-			if layerstore.Importable(l.MediaType) && (err != nil || at != i) {
-				t.Fatalf("layer %d found at %d: %v", i, at, err)
-			}
-		}
-		if _, err := img.place(announcement{layer: img.layers[0].Digest, target: digest.FromString("no chain")}, true); err == nil {
-			t.Fatal("an unknown chain ID was found")
-		}
-	})
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -143,6 +144,8 @@ func (w *world) add(contents ...string) picture {
 
 func (w *world) addWith(blobs [][]byte, ids []digest.Digest) picture {
 	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	p := picture{blobs: blobs, chains: identity.ChainIDs(append([]digest.Digest(nil), ids...))}
 	config, err := json.Marshal(ocispec.Image{RootFS: ocispec.RootFS{Type: "layers", DiffIDs: ids}})
 	must(w.t, err)
@@ -202,6 +205,14 @@ func (w *world) wantFallback(reason Reason, cause string) {
 	if f := all[reason]; len(all) != 1 || f.Count != 1 || !strings.Contains(f.Cause, cause) || f.Image != appImage {
 		w.t.Errorf("fallbacks %+v, want one of %q: %s", all, reason, cause)
 	}
+}
+
+// wantUnpinned expects no layer to stay pinned. Work ahead of a pull that has ended may let go of one a moment later.
+func (w *world) wantUnpinned() {
+	w.t.Helper()
+	eventually(w.t, "no layer is pinned", func() bool {
+		return !slices.ContainsFunc(w.layers.List(), func(inst layerstore.Instance) bool { return w.layers.Pinned(inst.ID) })
+	})
 }
 
 // eventually waits for what happens in the background.
