@@ -175,6 +175,10 @@ func withMountRoot(ctx context.Context, c *cli.Command, cfg config.Config, do fu
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%s needs root, for mounts", c.Name)
 	}
+	log := mountLogger(c)
+	if err := adoptLibraries(log); err != nil {
+		return err
+	}
 	stderr := c.Root().ErrWriter
 	r, err := imagemount.Open(ctx, imagemount.Options{
 		Path:    c.String("root"),
@@ -183,7 +187,7 @@ func withMountRoot(ctx context.Context, c *cli.Command, cfg config.Config, do fu
 		Waiting: func() {
 			fmt.Fprintf(stderr, "waiting for another mount or unmount command, for %v at most\n", c.Duration("wait"))
 		},
-		Log:    mountLogger(c),
+		Log:    log,
 		Layers: layerstore.Options{Limits: limits(cfg.Limits), Parallel: cfg.Conversion.Parallel, Memory: cfg.Conversion.Memory.Bytes},
 	})
 	if err != nil {

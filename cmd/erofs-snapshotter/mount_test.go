@@ -139,4 +139,6 @@ func TestMountAndUnmount(t *testing.T) {
 	step(0, "unmounted from "+other, "unmount", "--root", root, other)
 	step(0, "brought back with its changes", "mount", "--root", root, "--rw", image, dir)
 	step(0, image+" unmounted from "+dir, "unmount", "--root", root, "--discard", dir)
+	// An error names the image, once.
+	step(1, "erofs-snapshotter: image /nonexistent/app.tar: stat", "mount", "--root", root, "/nonexistent/app.tar", dir)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -114,7 +115,10 @@ func (o observer) pulls() []admin.Pull {
 	var pulls []admin.Pull
 	for _, p := range o.sn.Remote().Pulls() {
 		pull := admin.Pull{Image: p.Image, Namespace: p.Namespace, Manifest: p.Manifest.String(), Started: p.Started, Ended: p.Ended}
-		for _, l := range p.Layers {
+		for i, l := range p.Layers {
+			if passedOver(p.Layers, i) {
+				l.State = remote.Done
+			}
 			layer := admin.PullLayer{Digest: l.Digest.String(), BlobBytes: l.Size, State: string(l.State)}
 			switch w, ok := working[l.Digest]; {
 			case ok:
@@ -127,6 +131,11 @@ func (o observer) pulls() []admin.Pull {
 		pulls = append(pulls, pull)
 	}
 	return pulls
+}
+
+// passedOver says whether containerd had layer i of a pull before, so that nobody asked for it: it goes from the lowest layer up.
+func passedOver(layers []remote.PullLayer, i int) bool {
+	return layers[i].State == remote.Waiting && slices.ContainsFunc(layers[i+1:], func(l remote.PullLayer) bool { return l.State != remote.Waiting })
 }
 
 func (o observer) metrics() telemetry.Metrics {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -49,7 +48,8 @@ func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "serve",
 		Usage: "run the daemon",
-		Description: "Serves containerd's Snapshots and Diff services and gRPC health on one unix socket, until SIGTERM or SIGINT.\n" +
+		Description: "Serves containerd's Snapshots and Diff services, CRI's image service and gRPC health on one unix socket, and status and\n" +
+			"metrics on another, until SIGTERM or SIGINT.\n" +
 			"Containers go on running while it is stopped. Needs root.\n\n" +
 			"Example:\n\n   erofs-snapshotter --config /etc/erofs-snapshotter/config.toml serve",
 		Action: func(ctx context.Context, c *cli.Command) error {
@@ -60,21 +60,13 @@ func serveCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return serve(ctx, cfg, newLogger(c.Root().ErrWriter, cfg.Log))
+			log := newLogger(c.Root().ErrWriter, cfg.Log)
+			if err := adoptLibraries(log); err != nil {
+				return err
+			}
+			return serve(ctx, cfg, log)
 		},
 	}
-}
-
-func newLogger(w io.Writer, cfg config.Log) *slog.Logger {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
-		panic(err) // config lets only slog's names pass
-	}
-	options := &slog.HandlerOptions{Level: level}
-	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, options))
-	}
-	return slog.New(slog.NewTextHandler(w, options))
 }
 
 // serve runs the daemon until a signal comes or something fails. What a crash left is repaired before the socket exists.

@@ -49,19 +49,15 @@ type Options struct {
 	Decompressing func(path string, bytes int64)
 }
 
-// Open opens the image that a name stands for.
+// Open opens the image that a name stands for. Its errors do not name the image.
 func Open(ctx context.Context, name Name, opts Options) (Source, error) {
 	if name.Kind == InRegistry {
 		if opts.Registry == nil {
-			return nil, fmt.Errorf("image %s: no registry client", name)
+			return nil, errors.New("no registry client")
 		}
 		return &registryImage{registry: opts.Registry, image: name.Reference}, nil
 	}
-	s, err := openLocal(ctx, name, opts)
-	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", name, err)
-	}
-	return s, nil
+	return openLocal(ctx, name, opts)
 }
 
 func openLocal(ctx context.Context, name Name, opts Options) (Source, error) {

@@ -20,7 +20,10 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 )
 
-const image = "nginx-gzip"
+const (
+	program = "bin/erofs-snapshotter"
+	image   = "nginx-gzip"
+)
 
 func main() {
 	// Whatever ends the demo, it cleans up: also a terminal that goes away, or a reader of its output that has seen enough.
@@ -55,7 +58,7 @@ func run(ctx context.Context) (err error) {
 		{"install containerd, runc, a registry (once)", d.tools},
 		{"build an image from Debian packages: base, nginx, site (once)", d.image},
 		{"start registry, erofs-snapshotter, containerd; push the image", d.start},
-		{"pull with --snapshotter " + lab.Snapshotter + ": each layer becomes EROFS while it streams in", d.pull},
+		{"pull with --snapshotter " + lab.Snapshotter + ": it fetches the layers itself, and each becomes EROFS while it streams in", d.pull},
 		{"look at the layers: compressed, as a tar, as EROFS", d.sizes},
 		{"run a shell in a container", d.shell},
 		{"run nginx in a container and ask it for its page", d.serve},
@@ -112,9 +115,10 @@ func script(ctx context.Context, path string, args ...string) error {
 func (d *demo) start(ctx context.Context) error {
 	var err error
 	d.lab, err = lab.Start(ctx, lab.Options{
-		Daemon:       "bin/erofs-snapshotter",
+		Daemon:       program,
 		DaemonConfig: "[collection]\ngrace = \"0s\"\n",
 		Images:       []string{image},
+		Announce:     lab.AnnounceTransfer,
 	})
 	if err != nil {
 		return err
@@ -140,8 +144,8 @@ func (d *demo) pull(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := d.lab.Ctr(ctx, "snapshot", "--snapshotter", lab.Snapshotter, "tree")
-	show(out)
+	out, err := exec.CommandContext(ctx, program, "--config", d.lab.Dir+"/etc/snapshotter.toml", "status").CombinedOutput()
+	show(string(out))
 	return err
 }
 

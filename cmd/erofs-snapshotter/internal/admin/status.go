@@ -133,6 +133,6 @@ type Host struct {
 	Failures int64 `json:"failures"`
 	// FetchedBytes is how much came back.
 	FetchedBytes int64 `json:"fetchedBytes"`
-	// Breaker is "closed" while the host is asked, "open" while it is left alone after failures, "half-open" while one request tries it.
+	// Breaker is "closed" while the host is asked, "open" while it is asked after all others because of failures, "half-open" while one request tries it.
 	Breaker string `json:"breaker"`
 }

@@ -34,7 +34,7 @@ var (
 	hostRetries  = describe("registry_retries_total", "Requests that repeated one that had failed.", "host")
 	hostFailures = describe("registry_failures_total", "Requests that failed.", "host")
 	hostBytes    = describe("registry_fetched_bytes_total", "Bytes received from a registry or mirror.", "host")
-	breakerOpen  = describe("registry_breaker_open", "1 while the host is left alone after failures.", "host")
+	breakerOpen  = describe("registry_breaker_open", "1 while the host is asked after all others because of failures.", "host")
 
 	conversions       = describe("conversions_total", "Conversions of layers that have ended.", "outcome")
 	conversionBlob    = describe("conversion_blob_bytes_total", "Bytes of layers converted, as they came.")

@@ -52,7 +52,7 @@ type LayerSum struct{ Count, DiskBytes int64 }
 // Host counts requests to one host. Retries are those of them that repeated one that had failed.
 type Host struct {
 	Requests, Retries, Failures, FetchedBytes int64
-	// BreakerOpen says that the host is left alone after failures.
+	// BreakerOpen says that the host is asked after all others because of failures.
 	BreakerOpen bool
 }
 
