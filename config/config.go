@@ -104,7 +104,7 @@ type Registry struct {
 	Connections int `toml:"connections"`
 	// Memory bounds what was received ahead of the place that is converted, of all layers together.
 	Memory Size `toml:"memory"`
-	// StallTimeout is how long a host may stay without sending a byte before another attempt is made.
+	// StallTimeout is how long a host may send nothing, or less than 16 KiB, before another attempt is made.
 	StallTimeout Duration `toml:"stall_timeout"`
 	// BackgroundRate is how many bytes per second are fetched for work that nobody waits for. Zero is no bound.
 	BackgroundRate Size `toml:"background_rate"`

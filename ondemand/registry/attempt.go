@@ -37,6 +37,9 @@ func (c *Client) attempt(ctx context.Context, ep *endpoint, o *object, method, b
 // exchange returns the answer to the request that is neither a redirect nor a question who we are. It may have any other status.
 // A redirect target that refuses, as a signed URL does when it has expired, makes it ask the registry again, once.
 func (a *attempt) exchange() (*http.Response, *failure) {
+	// Each step may take the stall timeout, but a host that is slow with each redirect and each challenge does not hold us for as many.
+	limit := max(a.client.policy.exchange, 2*a.stall.limit)
+	defer time.AfterFunc(limit, func() { a.stall.cancel(fmt.Errorf("%w: no answer within %v", errStalled, limit)) }).Stop()
 	key := targetKey{a.method, a.endpoint.host.name, a.object.repository.spec.Locator, a.object.reference}
 	for again := false; ; again = true {
 		known := a.client.targets.get(key)
@@ -121,7 +124,7 @@ func (a *attempt) identify(at *url.URL) (*http.Response, *failure) {
 			refused := errors.Is(err, errTokenRefused)
 			login.drop(generation, refused)
 			if !refused {
-				return nil, passing(kindToken, "%w", err)
+				return nil, passing(kindToken, "%v", err)
 			}
 			if renewed {
 				return nil, lasting(kindUnauthentic, errdefs.ErrUnauthenticated, "%w", err)
@@ -140,7 +143,9 @@ func (a *attempt) identify(at *url.URL) (*http.Response, *failure) {
 			if refused && renewed {
 				return resp, nil
 			}
-			if err := login.challenged(a.stall.ctx, image, generation, resp, refused); err != nil {
+			if err := login.challenged(a.stall.ctx, image, generation, resp, refused); a.stall.ctx.Err() != nil {
+				return nil, sendFailure(context.Cause(a.stall.ctx))
+			} else if err != nil {
 				return nil, &failure{kind: kindUnauthentic, lasting: true, err: err}
 			}
 			answered, renewed = true, renewed || refused
@@ -176,24 +181,31 @@ func (a *attempt) request(at *url.URL) *http.Request {
 // send uses the transport and not an http.Client, which would add the whole address to errors.
 func (a *attempt) send(req *http.Request) (*http.Response, *failure) {
 	a.endpoint.host.requests.Add(1)
+	a.stall.renew()
 	a.stall.start()
 	resp, err := a.endpoint.client.RoundTrip(req)
 	a.stall.stop()
+	a.stall.renew()
 	if err != nil {
 		return nil, sendFailure(a.stall.explain(err))
 	}
+	resp.Request = req // and not what containerd's transport made of it that falls back to http on localhost
 	if resp.StatusCode >= http.StatusMultipleChoices {
 		a.keepMessage(resp)
 	}
 	return resp, nil
 }
 
-// keepMessage takes the beginning of a body that only says what went wrong, and gives the connection back if that was all.
+// keepMessage takes the beginning of a body that only says what went wrong, and gives the connection back if that was all. What another
+// host than the registry says is dropped: it may repeat parts of a signed URL.
 func (a *attempt) keepMessage(resp *http.Response) {
 	a.stall.start()
 	defer a.stall.stop()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessageBody))
 	resp.Body.Close()
+	if !sameOrigin(resp.Request.URL, &a.endpoint.base) {
+		text = nil
+	}
 	resp.Body = io.NopCloser(bytes.NewReader(text))
 }
 

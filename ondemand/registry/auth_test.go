@@ -62,7 +62,8 @@ func TestAuthorisation(t *testing.T) {
 		"basic":                        {guard: basic("me", "hunter2"), logins: [][2]string{good}},
 		"basic, first refused":         {guard: basic("me", "hunter2"), logins: [][2]string{bad, good}, refused: 1},
 		"basic, always refused":        {guard: basic("me", "hunter2"), logins: [][2]string{bad}, refused: 1, is: errdefs.IsUnauthorized},
-		"basic, none known":            {guard: basic("me", "hunter2"), logins: [][2]string{{}}, is: errdefs.IsUnauthorized},
+		"basic, none known":            {guard: basic("me", "hunter2"), logins: [][2]string{{}}, is: saying("there are none")},
+		"basic, no others known":       {guard: basic("me", "hunter2"), logins: [][2]string{bad, {}}, refused: 1, is: saying("there are no others")},
 		"token":                        {guard: tokens.guard, logins: [][2]string{good}},
 		"token, first refused":         {guard: tokens.guard, logins: [][2]string{bad, good}, refused: 1},
 		"token, always refused":        {guard: tokens.guard, logins: [][2]string{bad}, refused: 1, is: errdefs.IsUnauthorized},
@@ -93,6 +94,11 @@ func TestAuthorisation(t *testing.T) {
 	if brief.given < 2 {
 		t.Errorf("the token did not expire: %d given", brief.given)
 	}
+}
+
+// saying tells whether an error is one of authorisation that says what to do about it.
+func saying(text string) func(error) bool {
+	return func(err error) bool { return errdefs.IsUnauthorized(err) && strings.Contains(err.Error(), text) }
 }
 
 // slowly has tokens expire between two requests.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -13,7 +14,15 @@ import (
 // pieceBytes is how much paced work reads at a time. A slow link carries it within the stall timeout.
 const pieceBytes = 64 << 10
 
-var errStalled = errors.New("no byte within the stall timeout")
+// progressBytes is how much must come for a host to count as one that sends: less within the stall timeout is a stall, and less from an
+// attempt that failed is as good as nothing. Else a byte now and then would keep a pull alive for ever. Four connections with
+// no more than that are a link of 17 kbit/s.
+const progressBytes = 16 << 10
+
+var (
+	errStalled = errors.New("no byte within the stall timeout")
+	errTrickle = errors.New("hardly a byte within the stall timeout")
+)
 
 // stall cancels a request that makes no progress. It runs while we wait for the host, not while the host waits for us.
 type stall struct {
@@ -21,18 +30,48 @@ type stall struct {
 	cancel context.CancelCauseFunc
 	limit  time.Duration
 	timer  *time.Timer
+	left   time.Duration // of limit, when it was last started
+	since  time.Time     // when that was
+	came   atomic.Int64  // bytes since left was all of limit
 }
 
 // newStall returns a running stall.
 func newStall(ctx context.Context, limit time.Duration) *stall {
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &stall{ctx: ctx, cancel: cancel, limit: limit}
-	s.timer = time.AfterFunc(limit, func() { cancel(fmt.Errorf("%w of %v", errStalled, limit)) })
+	s := &stall{ctx: ctx, cancel: cancel, limit: limit, left: limit, since: time.Now()}
+	s.timer = time.AfterFunc(limit, func() {
+		cause := errStalled
+		if s.came.Load() > 0 {
+			cause = errTrickle
+		}
+		cancel(fmt.Errorf("%w of %v", cause, limit))
+	})
 	return s
 }
 
-func (s *stall) start() { s.timer.Reset(s.limit) }
-func (s *stall) stop()  { s.timer.Stop() }
+// start lets it run for what is left of the limit.
+func (s *stall) start() {
+	s.since = time.Now()
+	s.timer.Reset(s.left)
+}
+
+func (s *stall) stop() {
+	s.timer.Stop()
+	s.left -= time.Since(s.since)
+}
+
+// renew makes all of the limit left.
+func (s *stall) renew() {
+	s.left = s.limit
+	s.came.Store(0)
+}
+
+// got notes bytes that came.
+func (s *stall) got(n int) {
+	if s.came.Add(int64(n)) >= progressBytes {
+		s.renew()
+	}
+}
 
 // end releases the request.
 func (s *stall) end() {
@@ -115,6 +154,7 @@ func (b *body) readOnce(p []byte) (int, error) {
 	b.stall.start()
 	n, err := b.ReadCloser.Read(p)
 	b.stall.stop()
+	b.stall.got(n)
 	b.host.bytes.Add(int64(n))
 	return n, b.stall.explain(err)
 }

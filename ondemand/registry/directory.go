@@ -34,8 +34,8 @@ type directory struct {
 type listing struct {
 	loaded       time.Time
 	hosts        []docker.RegistryHost
-	transports   []*http.Transport      // of hosts
-	repositories map[string][]*endpoint // by repository: tokens are good for one
+	transports   map[*http.Client]*http.Transport // of hosts, below what containerd puts upon them
+	repositories map[string][]*endpoint           // by repository: tokens are good for one
 }
 
 // repository is the place of an image, with the hosts that serve it in the order in which they are asked.
@@ -83,8 +83,8 @@ func (d *directory) tune(client *http.Client, l *listing) error {
 	tr.MaxIdleConns = 0
 	tr.MaxIdleConnsPerHost = 2 * d.options.Connections
 	tr.DisableCompression = true
-	tr.ResponseHeaderTimeout = d.options.StallTimeout
-	l.transports = append(l.transports, tr)
+	tr.ResponseHeaderTimeout = 0 // every request has an end of its own
+	l.transports[client] = tr
 	return nil
 }
 
@@ -108,7 +108,7 @@ func (d *directory) repository(image string) (*repository, error) {
 	endpoints, ok := l.repositories[name]
 	if !ok {
 		for _, h := range l.hosts {
-			endpoints = append(endpoints, d.endpoint(h, registry, name))
+			endpoints = append(endpoints, d.endpoint(h, l.transports[h.Client], registry, name))
 		}
 		l.repositories[name] = endpoints
 	}
@@ -126,17 +126,17 @@ func (d *directory) listing(registry string) (*listing, error) {
 	if l, ok := d.registries[registry]; ok {
 		return l, nil
 	}
-	l := &listing{loaded: time.Now(), repositories: map[string][]*endpoint{}}
+	l := &listing{loaded: time.Now(), transports: map[*http.Client]*http.Transport{}, repositories: map[string][]*endpoint{}}
 	// The context only carries a logger.
 	var err error
 	if l.hosts, err = config.ConfigureHosts(context.Background(), d.hostOptions(registry, l))(registry); err != nil {
-		return nil, fmt.Errorf("hosts of registry %s in %q: %w: %w", registry, d.options.HostsDir, errdefs.ErrFailedPrecondition, err)
+		return nil, fmt.Errorf("hosts of registry %s in %q: %w: %w", registry, d.options.HostsDir, errdefs.ErrInvalidArgument, err)
 	}
 	d.registries[registry] = l
 	return l, nil
 }
 
-func (d *directory) endpoint(h docker.RegistryHost, registry, repository string) *endpoint {
+func (d *directory) endpoint(h docker.RegistryHost, foreign *http.Transport, registry, repository string) *endpoint {
 	e := &endpoint{
 		host: d.hosts.get(h.Host),
 		caps: h.Capabilities,
@@ -145,9 +145,9 @@ func (d *directory) endpoint(h docker.RegistryHost, registry, repository string)
 	if h.Host != registry && (registry != "docker.io" || h.Host != "registry-1.docker.io") {
 		e.base.RawQuery = url.Values{"ns": {registry}}.Encode()
 	}
-	e.client = &ownHeaders{next: h.Client.Transport, origin: e.base, header: h.Header, agent: d.options.UserAgent}
+	e.client = &ownHeaders{own: h.Client.Transport, foreign: foreign, origin: e.base, header: h.Header, agent: d.options.UserAgent}
 	e.login = &login{
-		client:      &http.Client{Transport: e.client, CheckRedirect: refuseDowngrade},
+		client:      &http.Client{Transport: shortAnswers{e.client}, CheckRedirect: keepSecrets},
 		credentials: d.options.Credentials,
 		host:        h.Host,
 		timeout:     d.options.StallTimeout,

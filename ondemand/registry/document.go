@@ -29,7 +29,7 @@ var manifestTypes = strings.Join([]string{
 // Resolve returns the descriptor of the manifest or index that the image's tag or digest names. For a tag, only hosts that hosts.toml
 // trusts to resolve are asked.
 func (c *Client) Resolve(ctx context.Context, image string) (ocispec.Descriptor, error) {
-	o := &object{place: manifests, size: unknownLength, accept: manifestTypes, name: "image " + image}
+	o := &object{place: manifests, size: unknownLength, accept: manifestTypes, name: "manifest"}
 	ctx, err := c.locate(ctx, image, o, docker.HostCapabilityPull)
 	if err != nil {
 		return ocispec.Descriptor{}, err

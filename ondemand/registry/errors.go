@@ -37,7 +37,7 @@ const (
 	kindConnect     kind = "connect"     // no connection
 	kindTLS         kind = "tls"         // the certificate of one side is not good
 	kindBroken      kind = "broken"      // a connection broke, or a body ended early
-	kindStalled     kind = "stalled"     // no byte for the stall timeout
+	kindStalled     kind = "stalled"     // hardly a byte for the stall timeout
 	kindToken       kind = "token"       // the token server failed
 	kindUnauthentic kind = "unauthentic" // 401
 	kindDenied      kind = "denied"      // 403
@@ -46,7 +46,7 @@ const (
 	kindServer      kind = "server"      // 5xx
 	kindExpired     kind = "expired"     // a signed URL was refused, and a new one as well
 	kindRedirect    kind = "redirect"    // too many, or to where we do not go
-	kindRange       kind = "range"       // not the range that was asked for
+	kindRange       kind = "range"       // not the range that was asked for, or hardly a byte of it
 	kindNoRanges    kind = "noranges"    // 200 where only a range is of use
 	kindLength      kind = "length"      // not the size that the descriptor says
 	kindContent     kind = "content"     // encoded, or not the digest
@@ -56,7 +56,7 @@ const (
 // failure is why an attempt failed.
 type failure struct {
 	kind    kind
-	lasting bool          // asking the same host again would not help
+	lasting bool          // asking the same host for the same again would not help
 	after   time.Duration // the host wants to be left alone for so long
 	err     error
 }
@@ -74,6 +74,9 @@ func lasting(k kind, class error, format string, args ...any) *failure {
 	return &failure{kind: k, lasting: true, err: fmt.Errorf("%w: "+format, append([]any{class}, args...)...)}
 }
 
+// general tells whether the host would say the same of any range of the object.
+func (f *failure) general() bool { return f.lasting && f.kind != kindRange && f.kind != kindNoRanges }
+
 // blames tells whether the failure speaks against the host as such, and not only against the one request.
 func (f *failure) blames() bool {
 	switch f.kind {
@@ -83,20 +86,24 @@ func (f *failure) blames() bool {
 	return false
 }
 
-// sendFailure is what an error of a transport means.
+// sendFailure is what an error of a transport means. The error itself stays behind: timeouts of connections pass for
+// context.DeadlineExceeded, which only the end of the caller's context is.
 func sendFailure(err error) *failure {
 	var operation *net.OpError
+	var unknown *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	var alert tls.AlertError
 	switch err = scrub(err); {
-	case errors.Is(err, errStalled):
-		return passing(kindStalled, "%w", err)
+	case errors.Is(err, errStalled), errors.Is(err, errTrickle):
+		return passing(kindStalled, "%v", err)
 	case errors.As(err, &certificate), errors.As(err, &alert):
-		return lasting(kindTLS, errdefs.ErrUnavailable, "%w", err)
+		return lasting(kindTLS, errdefs.ErrUnavailable, "%v", err)
+	case errors.As(err, &unknown) && unknown.IsNotFound && !unknown.IsTemporary: // a misspelt name stays so
+		return lasting(kindConnect, errdefs.ErrUnavailable, "%v", err)
 	case errors.As(err, &operation) && operation.Op == "dial":
-		return passing(kindConnect, "%w", err)
+		return passing(kindConnect, "%v", err)
 	}
-	return passing(kindBroken, "%w", err)
+	return passing(kindBroken, "%v", err)
 }
 
 // hostErrors is the failures of several hosts. Its class is that of the most telling one: "not found" only if no host had anything else

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -100,7 +101,7 @@ func shorter(content []byte) fault {
 		if end-off > 300_000 {
 			short := r.Clone(r.Context())
 			short.Header.Set("Range", rangeHeader(off, off+300_000))
-			http.ServeContent(w, short, "", time.Time{}, strings.NewReader(string(content)))
+			http.ServeContent(w, short, "", time.Time{}, bytes.NewReader(content))
 			return true
 		}
 		return false
@@ -155,6 +156,14 @@ func TestEndOfContextAndClose(t *testing.T) {
 		}
 		waitFor(t, "the reader to be released", func() bool { return c.Stats().Readers == 0 })
 	})
+	t.Run("while credentials are looked up", func(t *testing.T) {
+		f.fail("blobs", basic("me", "hunter2"))
+		ctx, cancel := context.WithCancel(t.Context())
+		c := newClient(t, Options{Credentials: ending{cancel}})
+		if err := c.ReadAt(ctx, f.image(), describes(content), make([]byte, 10), 0); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
 	t.Run("deadline while waiting for a retry", func(t *testing.T) {
 		f.fail("blobs", status(429, "Retry-After", "20"))
 		c.policy.budget = time.Minute
@@ -165,6 +174,14 @@ func TestEndOfContextAndClose(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// ending is credentials that are found just when nobody wants them any more.
+type ending struct{ cancel context.CancelFunc }
+
+func (e ending) Get(context.Context, string, string, bool) (string, string, error) {
+	e.cancel()
+	return "me", "hunter2", nil
 }
 
 func TestReadAt(t *testing.T) {

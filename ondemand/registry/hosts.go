@@ -106,7 +106,7 @@ func (h *host) failed(f *failure) {
 	h.failures[string(f.kind)]++
 	h.mu.Unlock()
 	if f.blames() {
-		h.breaker.failed(f.after, f)
+		h.breaker.failed(f)
 	} else {
 		h.breaker.worked()
 	}

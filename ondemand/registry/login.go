@@ -37,7 +37,7 @@ type login struct {
 // authorize adds the Authorization header that the host wants as far as we know. The generation is to be given to challenged or drop.
 func (l *login) authorize(ctx context.Context, req *http.Request) (generation int, err error) {
 	if err := l.turn.Acquire(ctx, 1); err != nil {
-		return 0, err
+		return 0, fmt.Errorf("wait for the token of another request to %s: %w", l.host, context.Cause(ctx))
 	}
 	defer l.turn.Release(1)
 	l.mu.Lock()
@@ -46,9 +46,12 @@ func (l *login) authorize(ctx context.Context, req *http.Request) (generation in
 	if authorizer == nil {
 		return generation, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, l.timeout, fmt.Errorf("no answer of the token server within %v", l.timeout))
 	defer cancel()
 	if err := authorizer.Authorize(ctx, req); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return generation, tokenError(l.host, err)
 	}
 	return generation, nil
@@ -83,7 +86,10 @@ func (l *login) challenged(ctx context.Context, image string, generation int, re
 		docker.WithAuthCreds(func(string) (string, string, error) { return user, secret, nil }),
 	)
 	if err := authorizer.AddResponses(ctx, []*http.Response{resp}); err != nil {
-		if user == "" && secret == "" {
+		switch none := user == "" && secret == ""; {
+		case none && (refused || refusedBefore):
+			return fmt.Errorf("%w: the host refused the credentials and there are no others for it", errdefs.ErrUnauthenticated)
+		case none:
 			return fmt.Errorf("%w: the host wants credentials and there are none for it", errdefs.ErrUnauthenticated)
 		}
 		return fmt.Errorf("%w: %w", errdefs.ErrUnauthenticated, scrub(err))

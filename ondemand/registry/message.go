@@ -15,7 +15,7 @@ const (
 )
 
 // registryMessage returns what the body of an error answer says, in the form of the distribution specification: "TOOMANYREQUESTS: You have
-// reached…". Other bodies, such as those of stores behind a redirect, may repeat parts of a signed URL and are not shown.
+// reached…". Other bodies may be pages of whatever stands in between, and are not shown.
 func registryMessage(resp *http.Response) string {
 	if !strings.Contains(resp.Header.Get("Content-Type"), "json") {
 		return ""

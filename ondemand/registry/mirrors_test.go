@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -110,6 +111,20 @@ func TestBreakerPrefersHostsThatAnswer(t *testing.T) {
 	}
 }
 
+// A mirror that does not answer at all holds up one range, and not each.
+func TestSilentMirrorIsAskedOnce(t *testing.T) {
+	content := big()
+	mirror, origin := newRegistry(t, content, httptest.NewServer), newRegistry(t, content, httptest.NewServer)
+	mirror.fail("blobs", stalls)
+	dir := writeHosts(t, upstream, fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, mirror.URL))
+	if err := readAll(t, newClient(t, Options{HostsDir: dir}), upstream+"/library/app:1", content); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(mirror.seen()); n != 1 {
+		t.Errorf("the mirror was asked %d times", n)
+	}
+}
+
 // newTLSRegistry returns a registry whose hosts.toml has its CA and a header for it.
 func newTLSRegistry(t *testing.T, content []byte) (*fakeRegistry, string) {
 	t.Helper()
@@ -198,6 +213,61 @@ func TestLocalhost(t *testing.T) {
 	}
 }
 
+// A redirect of a registry on localhost to itself is authorised too, though it names another scheme than was asked for first.
+func TestLocalhostRedirectsToItself(t *testing.T) {
+	content := randomBytes(1000)
+	f := newRegistry(t, content, httptest.NewServer)
+	f.fail("blobs", func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if basic("me", "hunter2")(w, r, n) || r.URL.RawQuery != "" {
+			return r.Header.Get("Authorization") == ""
+		}
+		http.Redirect(w, r, r.URL.Path+"?again", http.StatusTemporaryRedirect)
+		return true
+	})
+	c := New(Options{Credentials: &vault{logins: [][2]string{{"me", "hunter2"}}}})
+	defer c.Close()
+	if err := readAll(t, c, f.image(), content); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestIPv6(t *testing.T) {
+	listener, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skipf("no IPv6: %v", err)
+	}
+	content := randomBytes(1000)
+	f := newRegistry(t, content, func(h http.Handler) *httptest.Server {
+		s := httptest.NewUnstartedServer(h)
+		s.Listener.Close()
+		s.Listener = listener
+		s.Start()
+		return s
+	})
+	f.fail("blobs", basic("me", "hunter2"))
+	v := &vault{logins: [][2]string{{"me", "hunter2"}}}
+	if err := readAll(t, newClient(t, Options{Credentials: v}), f.image(), content); err != nil || v.asked[0] != f.image()+" "+f.host() {
+		t.Errorf("asked for %q: %v", v.asked, err)
+	}
+}
+
+// Headers of hosts.toml, in whatever case, are not sent beside those of a request.
+func TestHeadersAreNotSentTwice(t *testing.T) {
+	content := randomBytes(1000)
+	f := newRegistry(t, content, httptest.NewServer)
+	dir := writeHosts(t, f.host(), fmt.Sprintf("server = %q\n[header]\n  authorization = \"Basic eA==\"\n  range = \"bytes=0-0\"\n", f.URL))
+	f.fail("blobs", basic("me", "hunter2"))
+	c := newClient(t, Options{HostsDir: dir, Credentials: &vault{logins: [][2]string{{"me", "hunter2"}}}})
+	if err := readAll(t, c, f.image(), content); err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range f.seen() {
+		if len(r.Header["Authorization"]) != 1 || len(r.Header["Range"]) != 1 || i == 0 && r.Header.Get("Authorization") != "Basic eA==" {
+			t.Errorf("request %d: %v", i, r.Header)
+		}
+	}
+}
+
 func TestBreaker(t *testing.T) {
 	now := time.Unix(0, 0)
 	b := &breaker{log: slog.New(slog.DiscardHandler), now: func() time.Time { return now }}
@@ -210,20 +280,35 @@ func TestBreaker(t *testing.T) {
 			t.Errorf("ready is %v", got)
 		}
 	}
+	reset, stall := passing(kindBroken, "reset"), passing(kindStalled, "stall")
 	for range breakerFailures {
 		expect("closed", true)
-		b.failed(0, errDowngrade)
+		b.failed(reset)
 	}
 	expect("open", false)
 	now = now.Add(breakerPause)
 	expect("half-open", true)
 	expect("half-open", false) // one is trying
-	b.failed(0, errDowngrade)
+	b.failed(reset)
+	b.failed(reset) // began before
+	now = now.Add(2*breakerPause - 1)
 	expect("open", false)
-	now = now.Add(breakerPause)
+	now = now.Add(1)
 	expect("half-open", true)
+	now = now.Add(breakerMost)
+	expect("half-open", true) // the one who tried has not said how it went
 	b.worked()
 	expect("closed", true)
-	b.failed(time.Minute, errDowngrade)
+	b.failed(&failure{kind: kindThrottled, after: time.Minute, err: errDowngrade})
+	expect("open", false)
+	b.worked()
+	b.failed(stall)
+	expect("open", false)
+	for range 10 {
+		now = now.Add(breakerMost)
+		expect("half-open", true)
+		b.failed(stall)
+	}
+	now = now.Add(breakerMost - 1)
 	expect("open", false)
 }

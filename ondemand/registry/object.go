@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
@@ -25,6 +26,8 @@ type object struct {
 	size       int64  // or -1
 	accept     string // media types
 	name       string // in errors: "blob sha256:…"
+	// refusals are the failures that hosts would repeat for each range, so that only one asks them: of *endpoint to *failure.
+	refusals sync.Map
 }
 
 // object returns what a descriptor names, and a context with what a token for it must allow.

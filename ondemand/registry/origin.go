@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -13,29 +14,32 @@ const maxRedirects = 10
 var (
 	errRedirects = errors.New("stopped after 10 redirects")
 	errDowngrade = errors.New("redirect from https to http refused")
+	errForeign   = errors.New("redirect of a password to another host refused")
 )
 
 // ownHeaders adds the headers of hosts.toml to requests to the host they are for, and to no other: a token server or the store that a
-// registry redirects to need not know them.
+// registry redirects to need not know them. Nor are those asked in the clear because the host, as localhost, does not speak TLS.
 type ownHeaders struct {
-	next   http.RoundTripper
-	origin url.URL
-	header http.Header
-	agent  string
+	own, foreign http.RoundTripper
+	origin       url.URL
+	header       http.Header
+	agent        string
 }
 
 func (t *ownHeaders) RoundTrip(req *http.Request) (*http.Response, error) {
 	req = req.Clone(req.Context())
+	next := t.foreign
 	if sameOrigin(req.URL, &t.origin) {
+		next = t.own
 		for name, values := range t.header {
-			// What the attempt itself needs, as Authorization and Range, is not overwritten.
-			if _, set := req.Header[name]; !set {
+			// What the attempt itself needs, as Authorization and Range, is neither overwritten nor sent twice.
+			if name = http.CanonicalHeaderKey(name); req.Header[name] == nil {
 				req.Header[name] = values
 			}
 		}
 	}
 	req.Header.Set("User-Agent", t.agent)
-	return t.next.RoundTrip(req)
+	return next.RoundTrip(req)
 }
 
 // sameOrigin tells whether both have the same scheme, host and port.
@@ -75,13 +79,39 @@ func redirect(resp *http.Response) (*url.URL, error) {
 	return next, nil
 }
 
-// refuseDowngrade is the CheckRedirect of token requests: they carry secrets.
-func refuseDowngrade(req *http.Request, via []*http.Request) error {
+// keepSecrets is the CheckRedirect of token requests: they carry secrets, in the header or the body, for the server that was named and
+// for no other.
+func keepSecrets(req *http.Request, via []*http.Request) error {
 	if len(via) >= maxRedirects {
 		return errRedirects
 	}
 	if previous := via[len(via)-1]; previous.URL.Scheme == "https" && req.URL.Scheme != "https" {
 		return errDowngrade
 	}
+	// net/http itself takes away what is for another host name, but not for another port.
+	if !sameOrigin(via[0].URL, req.URL) {
+		req.Header.Del("Authorization")
+		if req.Body != nil {
+			return errForeign
+		}
+	}
 	return nil
+}
+
+// maxToken bounds what is read of a token server's answer. Tokens have some KiB.
+const maxToken = 1 << 20
+
+// shortAnswers keeps a token server from filling the memory.
+type shortAnswers struct{ next http.RoundTripper }
+
+func (t shortAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := t.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(resp.Body, maxToken), resp.Body}
+	return resp, nil
 }

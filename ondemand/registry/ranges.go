@@ -25,7 +25,8 @@ var (
 // piece is an answer with bytes [off, end) of a blob. end may be less than asked for, or more: all of the blob.
 type piece struct {
 	*body
-	end int64
+	length int64 // of what is of use
+	end    int64
 }
 
 // openRange asks an endpoint for bytes [off, end) of a blob. skip allows to read over the beginning of a whole blob however long.
@@ -62,7 +63,7 @@ func (c *Client) openRange(ctx context.Context, ep *endpoint, o *object, off, en
 		b.Close()
 		return nil, bodyFailure(err)
 	}
-	return &piece{body: b, end: last}, nil
+	return &piece{body: b, length: last - off, end: last}, nil
 }
 
 // takeSlot waits for one of the connections of a host. The function gives it back, once.

@@ -20,6 +20,9 @@
 //	200 for a range                   taken if the range begins at 0 or near it; else one sequential stream
 //	416, other sizes, other encoding  the next host; FailedPrecondition
 //
+// Less than 16 KiB within the stall timeout is a stall, and less than that from an attempt that failed is no progress: no host holds a
+// pull for ever with a byte now and then. A host that will not send an object is not asked for its other ranges.
+//
 // Credentials and headers of a host go to that host and port alone. Query strings, userinfo and secrets never enter an error.
 // The package does not verify digests of blobs, which are too large to hold back: whoever reads one to its end does.
 package registry
@@ -56,7 +59,7 @@ type Options struct {
 	Connections int
 	// Memory bounds the bytes buffered over all blobs; 0 is 48 MiB. Each open blob has one range beyond it if need be.
 	Memory int64
-	// StallTimeout is how long an attempt may go without a byte; 0 is 30 s.
+	// StallTimeout is how long an attempt may go without an answer, or with less than 16 KiB of it; 0 is 30 s.
 	StallTimeout time.Duration
 	// BackgroundRate bounds work nobody waits for, all of it together, in bytes/s; 0 is no bound.
 	BackgroundRate int64

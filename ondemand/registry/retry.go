@@ -16,15 +16,17 @@ type policy struct {
 	first  time.Duration // pause between the first two rounds
 	most   time.Duration
 	budget time.Duration // of all rounds together; an attempt under way is not cut short
+	// exchange is how long an answer may take with all logins and redirects before it, if that is more than two stall timeouts.
+	exchange time.Duration
 }
 
 // defaultPolicy outlives the restart of a registry, and a pull fails within two minutes.
-var defaultPolicy = policy{rounds: 10, first: 100 * time.Millisecond, most: 8 * time.Second, budget: time.Minute}
+var defaultPolicy = policy{rounds: 10, first: 100 * time.Millisecond, most: 8 * time.Second, budget: time.Minute, exchange: time.Minute}
 
 // attempts decides which host is asked next for an object. It belongs to one goroutine.
 //
 // Hosts are asked in their order, those that fail of late after the others. When each has failed, there is a pause and another round.
-// A host with a failure that it would repeat is left out. Bytes that came make it forget the rounds but not who is left out.
+// A host with a failure that it would repeat is left out. When enough bytes have come it forgets the rounds but not who is left out.
 type attempts struct {
 	object  *object
 	policy  policy
@@ -34,6 +36,7 @@ type attempts struct {
 	after   time.Duration // what the hosts of this round asked for
 	round   int
 	retries bool // the next attempt follows a failure
+	gained  int  // bytes since the rounds were forgotten
 	since   time.Time
 }
 
@@ -42,15 +45,38 @@ func (c *Client) attempts(o *object) *attempts {
 	a.pause = &backoff.ExponentialBackOff{
 		InitialInterval: a.policy.first, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: a.policy.most,
 	}
-	a.progress()
+	a.forget()
 	return a
 }
 
-// progress says that bytes came.
-func (a *attempts) progress() {
-	a.round, a.after, a.since = 0, 0, time.Now()
+// came says that n bytes came.
+func (a *attempts) came(n int) {
+	if a.gained += n; a.gained >= progressBytes {
+		a.forget()
+	}
+}
+
+// forget begins anew with the rounds.
+func (a *attempts) forget() {
+	a.round, a.after, a.gained, a.since = 0, 0, 0, time.Now()
 	a.pause.Reset()
 	a.left = nil
+}
+
+// without returns the hosts that are not left out, and not the given one.
+func (a *attempts) without(other *endpoint) []*endpoint {
+	return slices.DeleteFunc(slices.Clone(a.object.endpoints), func(e *endpoint) bool {
+		f := a.failure(e)
+		return e == other || f != nil && f.lasting
+	})
+}
+
+// failure returns why a host sends nothing of the object at all, or how it failed last here, or nil.
+func (a *attempts) failure(e *endpoint) *failure {
+	if f, refuses := a.object.refusals.Load(e); refuses {
+		return f.(*failure)
+	}
+	return a.failed[e]
 }
 
 // next returns the host to ask. It waits between rounds. The error is final.
@@ -74,7 +100,7 @@ func (a *attempts) next(ctx context.Context) (*endpoint, error) {
 
 // nextRound makes all hosts that are not left out to be asked, after a pause if they were before.
 func (a *attempts) nextRound(ctx context.Context) error {
-	a.left = slices.DeleteFunc(slices.Clone(a.object.endpoints), func(e *endpoint) bool { return a.failed[e] != nil && a.failed[e].lasting })
+	a.left = a.without(nil)
 	if len(a.left) == 0 {
 		return a.giveUp()
 	}
@@ -103,14 +129,15 @@ func (a *attempts) note(ctx context.Context, ep *endpoint, f *failure) {
 	}
 	ep.host.failed(f)
 	a.failed[ep] = f
+	if f.general() {
+		a.object.refusals.Store(ep, f)
+	}
 	a.retries = true
 	a.after = max(a.after, f.after)
 	if len(a.left) == 0 && a.round == 0 {
 		// It failed after bytes had come: the others are asked before it is again.
 		a.round = 1
-		a.left = slices.DeleteFunc(slices.Clone(a.object.endpoints), func(e *endpoint) bool {
-			return e == ep || a.failed[e] != nil && a.failed[e].lasting
-		})
+		a.left = a.without(ep)
 	}
 }
 
@@ -118,7 +145,7 @@ func (a *attempts) note(ctx context.Context, ep *endpoint, f *failure) {
 func (a *attempts) giveUp() error {
 	all := &hostErrors{}
 	for _, e := range a.object.endpoints {
-		if f := a.failed[e]; f != nil {
+		if f := a.failure(e); f != nil {
 			all.hosts, all.errs = append(all.hosts, e.host.name), append(all.errs, f.err)
 		}
 	}

@@ -65,14 +65,19 @@ func (s *section) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		n, err := s.current.Read(p)
-		if n > 0 {
-			s.off += int64(n)
-			s.attempts.progress()
-		}
-		if err != nil && !errors.Is(err, io.EOF) {
+		s.off += int64(n)
+		s.attempts.came(n)
+		switch {
+		case err != nil && !errors.Is(err, io.EOF):
 			s.attempts.note(s.ctx, s.from, bodyFailure(err))
 			s.Close()
-		} else if s.off == s.current.end || s.off == s.end {
+		case s.off == s.end:
+			s.from.host.breaker.worked()
+			s.Close()
+		case s.off == s.current.end && s.current.length < progressBytes:
+			s.attempts.note(s.ctx, s.from, passing(kindRange, "only %d bytes of those asked for", s.current.length))
+			s.Close()
+		case s.off == s.current.end:
 			s.from.host.breaker.worked()
 			s.Close()
 		}

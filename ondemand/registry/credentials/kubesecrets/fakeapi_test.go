@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -18,6 +19,8 @@ import (
 type fakeAPI struct {
 	// listOnly makes it one that does not know watches which begin with what exists.
 	listOnly bool
+	// forbidden makes it refuse everything.
+	forbidden atomic.Bool
 
 	mu       sync.Mutex
 	version  int
@@ -127,6 +130,11 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	kind, version := q.Get("fieldSelector"), q.Get("resourceVersion")
 	w.Header().Set("Content-Type", "application/json")
+	if f.forbidden.Load() {
+		w.WriteHeader(http.StatusForbidden)
+		send(w, failure(http.StatusForbidden, "Forbidden"))
+		return
+	}
 	if q.Get("watch") == "" {
 		f.list(w, kind)
 		return

@@ -138,6 +138,23 @@ func TestServerRestarts(t *testing.T) {
 	}
 }
 
+func TestPermissionIsGivenLater(t *testing.T) {
+	api := newFakeAPI()
+	api.forbidden.Store(true)
+	api.apply(configJSON("s", "a.io", "1"))
+	address, _ := api.serve(t, "")
+	var log lockedBuffer
+	s := start(t, kubeconfig(t, address), slog.New(slog.NewTextHandler(&log, nil)))
+	for _, store := range s.stores {
+		waitFor(t, "the warning", func() bool { return strings.Contains(log.String(), "type="+store.secretType) })
+	}
+	if out := log.String(); !strings.Contains(out, "Forbidden") || strings.Count(out, "level=WARN") != len(s.stores) {
+		t.Errorf("log: %s", out)
+	}
+	api.forbidden.Store(false)
+	waitForSecret(t, s, "a.io", "1")
+}
+
 func TestConfigurationIsMissing(t *testing.T) {
 	var log lockedBuffer
 	path := filepath.Join(t.TempDir(), "none")
