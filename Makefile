@@ -20,7 +20,7 @@ export EROFS_TEST_REQUIRE ?= all
 endif
 
 PACKAGES ?= ./...
-TIMEOUT ?= 15m
+TIMEOUT ?= 20m
 FUZZTIME ?= 20s
 
 .PHONY: help

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,6 +27,23 @@ func TestCRI(t *testing.T) {
 		k.executes(container)
 		k.measures(container, ref)
 	})
+	k.removesAllImages()
+	s.released()
+}
+
+// TestPodWithoutRegistry: images that were imported start when there is no registry. The pause image must never need the network.
+func TestPodWithoutRegistry(t *testing.T) {
+	s := newStory(t, storyTime, remoteCRIOptions(lab.Options{}))
+	s.must(s.StopRegistry())
+	for _, image := range []string{"pause-gzip", "node-zstd"} {
+		archive := filepath.Join(t.TempDir(), "image.tar")
+		if out, err := exec.Command("tar", "-C", lab.Layout(image), "-cf", archive, ".").CombinedOutput(); err != nil {
+			t.Fatalf("tar: %v: %s", err, out)
+		}
+		s.ctr("--namespace", "k8s.io", "image", "import", "--index-name", s.Ref(image), "--snapshotter", s.Plugin(), archive)
+	}
+	k := newKubelet(s)
+	k.runsPod(s.Ref("node-zstd"), k.executes)
 	k.removesAllImages()
 	s.released()
 }

@@ -66,6 +66,9 @@ func TestFaultyPulls(t *testing.T) {
 		}
 	}
 	t.Logf("%d pulls, failed: %v; faults: %v", pulls, failed, bad.Counts())
+	if n := failed[remote.Unavailable]; n > 0 {
+		t.Errorf("%d pulls failed by what does not last, and should have been tried again", n)
+	}
 	if n := bad.LeakedAuthorization(); n > 0 {
 		t.Errorf("%d requests brought credentials to where blobs are stored", n)
 	}

@@ -16,12 +16,9 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/core/transfer/image"
-	"github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
@@ -71,11 +68,7 @@ func nerdctl(t *testing.T, p program, variant string, pull func(*story, string))
 // pullByTransfer pulls as nerdctl 2 does with containerd 2.
 func (s *story) pullByTransfer(ref string) {
 	s.t.Helper()
-	source, err := registry.NewOCIRegistry(s.ctx, ref, registry.WithDefaultScheme("http"))
-	s.must(err)
-	platform := platforms.DefaultSpec()
-	store := image.NewStore(ref, image.WithPlatforms(platform), image.WithUnpack(platform, lab.Snapshotter))
-	s.must(s.Client().Transfer(s.ctx, source, store))
+	s.must(s.transfer(s.ctx, ref))
 }
 
 // pullByClient pulls as nerdctl does with containerd 1.7: the client unpacks, with the labels of a remote snapshotter.

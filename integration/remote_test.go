@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,12 @@ func (s *story) cameFromDaemon(image string) {
 			s.t.Errorf("layer %s of %d bytes: the daemon fetched %d, containerd %d", l.Digest, l.Size, f.daemon, f.containerd)
 		}
 	}
+	s.neverFellBack()
+}
+
+// neverFellBack expects that the daemon has left no layer to containerd.
+func (s *story) neverFellBack() {
+	s.t.Helper()
 	if log := s.daemonLog(); strings.Contains(log, "containerd fetches") {
 		s.t.Errorf("the daemon fell back:\n%s", log)
 	}
@@ -105,11 +112,7 @@ func TestRemoteCtr(t *testing.T) {
 	ref := s.Ref("nginx-gzip")
 	s.pullRemote(ref)
 	s.cameFromDaemon("nginx-gzip")
-	s.start(ref, "web", "sleep", "1000")
-	if out := s.exec("web", "nginx -v 2>&1"); !strings.Contains(out, "nginx version") {
-		t.Errorf("nginx -v: %q", out)
-	}
-	s.end("web")
+	s.runsNginx(ref)
 	s.removeImages(ref)
 	s.released()
 }
@@ -118,6 +121,7 @@ func TestRemoteCtr(t *testing.T) {
 // kubelet, which reaches containerd's image service through the daemon.
 func TestRemoteCRITransfer(t *testing.T) {
 	s := newStory(t, storyTime, remoteCRIOptions(lab.Options{Registry: lab.Registry{TLS: true, Auth: lab.AuthBasic}}))
+	s.must(os.Remove(s.DockerConfig())) // nobody but the kubelet knows them
 	k := newKubelet(s)
 	k.images = cri.NewImageServiceClient(s.dial(s.SnapshotterAddress()))
 	k.pullsAndRuns("node-zstd", &credentials)
@@ -127,6 +131,17 @@ func TestRemoteCRITransfer(t *testing.T) {
 func TestRemoteCRILocal(t *testing.T) {
 	s := newStory(t, storyTime, remoteCRIOptions(lab.Options{Announce: lab.AnnounceLocal, Registry: lab.Registry{Auth: lab.AuthBasic}}))
 	newKubelet(s).pullsAndRuns("node-zstd", &credentials)
+}
+
+// TestRemoteCtrContainerd21: containerd 2.1 by its transfer service.
+func TestRemoteCtrContainerd21(t *testing.T) {
+	s := newStory(t, storyTime, remoteOptions(lab.Options{Containerd: lab.Containerd21, Images: []string{"nginx-gzip"}}))
+	ref := s.Ref("nginx-gzip")
+	s.ctr("image", "pull", "--plain-http", "--snapshotter", s.Plugin(), ref)
+	s.cameFromDaemon("nginx-gzip")
+	s.runsNginx(ref)
+	s.removeImages(ref)
+	s.released()
 }
 
 // TestRemoteContainerd21: containerd 2.1 for a kubelet.
@@ -148,11 +163,7 @@ func TestCtrContainerd17(t *testing.T) {
 	s.ctr("image", "pull", "--plain-http", "--snapshotter", s.Plugin(), ref)
 	s.cameFromContainerd("nginx-gzip")
 	s.within(time.Minute, "layers are EROFS", s.allConverted)
-	s.start(ref, "web", "sleep", "1000")
-	if out := s.exec("web", "nginx -v 2>&1"); !strings.Contains(out, "nginx version") {
-		t.Errorf("nginx -v: %q", out)
-	}
-	s.end("web")
+	s.runsNginx(ref)
 	s.removeImages(ref)
 	s.released()
 }

@@ -13,6 +13,10 @@ import (
 	"unsafe"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/transfer/image"
+	"github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/platforms"
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
@@ -94,6 +98,21 @@ func (s *story) tryPull(ref string) error {
 	return err
 }
 
+// transfer pulls an image into the namespace of a context by containerd's transfer service, without ctr.
+func (s *story) transfer(ctx context.Context, ref string) error {
+	from, err := registry.NewOCIRegistry(ctx, ref, registry.WithDefaultScheme("http"), registry.WithHostDir(s.HostsDir()))
+	if err != nil {
+		return err
+	}
+	platform := platforms.DefaultSpec()
+	return s.Client().Transfer(ctx, from, image.NewStore(ref, image.WithPlatforms(platform), image.WithUnpack(platform, s.Plugin())))
+}
+
+// namespace is a context in one of further namespaces of the story.
+func (s *story) namespace(i int) context.Context {
+	return namespaces.WithNamespace(s.ctx, fmt.Sprintf("%s-%d", s.Namespace, i))
+}
+
 // start runs a container in the background, without network. Set-id programs keep their meaning in it.
 func (s *story) start(ref, id string, command ...string) {
 	s.t.Helper()
@@ -118,6 +137,16 @@ func (s *story) tryExec(id, script string, user ...string) (string, error) {
 	return s.Ctr(s.ctx, append(args, id, "/bin/sh", "-ec", script)...)
 }
 
+// runsNginx starts the nginx image, and ends it again.
+func (s *story) runsNginx(ref string) {
+	s.t.Helper()
+	s.start(ref, "web", "sleep", "1000")
+	if out := s.exec("web", "nginx -v 2>&1"); !strings.Contains(out, "nginx version") {
+		s.t.Errorf("nginx -v: %q", out)
+	}
+	s.end("web")
+}
+
 // end ends a container and removes it with its snapshot.
 func (s *story) end(id string) {
 	s.t.Helper()
@@ -134,11 +163,17 @@ func (s *story) removeImages(refs ...string) {
 // collect lets containerd collect its garbage. It compares its snapshots with ours only after one was removed, so one is.
 func (s *story) collect() {
 	s.t.Helper()
+	s.must(s.tryCollect())
+}
+
+func (s *story) tryCollect() error {
 	ctx, release := s.leased()
+	defer release()
 	sn := s.Client().SnapshotService(s.Plugin())
-	_, err := sn.Prepare(ctx, "removed", "")
-	s.must(errors.Join(err, sn.Remove(ctx, "removed")))
-	release()
+	if _, err := sn.Prepare(ctx, "removed", ""); err != nil {
+		return err
+	}
+	return sn.Remove(ctx, "removed")
 }
 
 // leased is a context whose snapshots and blobs containerd does not collect until release is called; then it does at once.

@@ -70,6 +70,10 @@ var walls = []wall{
 		why: "errors become containerd's error classes in snapshotter only"},
 	{from: "...", to: module + "/cmd/...", except: []string{"cmd/..."}, inTests: true,
 		why: "a command is the top: what others need of it belongs into a package"},
+	{from: "cmd/...", to: "github.com/golang-jwt/...",
+		why: "only the tests' token server signs tokens"},
+	{from: "cmd/...", to: "golang.org/x/crypto/bcrypt",
+		why: "only the tests' registry has passwords"},
 	{from: "...", to: module + "/integration/...", except: []string{"integration/..."},
 		why: "the product does not contain its tests"},
 }

@@ -167,7 +167,7 @@ func (l *Lab) Close() error {
 	}
 	errs = append(errs, l.StopContainerd())
 	endShims(l.Dir)
-	errs = append(errs, l.StopSnapshotter(), l.stopRegistry(), removeTraces(l.Dir))
+	errs = append(errs, l.StopSnapshotter(), l.StopRegistry(), removeTraces(l.Dir))
 	if l.lock != nil {
 		errs = append(errs, l.lock.Close())
 		l.lock = nil

@@ -217,7 +217,8 @@ func (l *Lab) writeRegistryFiles() error {
 	return os.WriteFile(l.DockerConfig(), text, 0o600)
 }
 
-func (l *Lab) stopRegistry() error {
+// StopRegistry ends the registry and what the lab runs beside and in front of it. It cannot be started again.
+func (l *Lab) StopRegistry() error {
 	var errs []error
 	for _, p := range l.registry.proxies {
 		errs = append(errs, p.Close())

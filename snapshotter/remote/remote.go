@@ -12,7 +12,7 @@
 //     remote pull.
 //   - The layer must be in that manifest, and the chain ID that follows from the configuration must be the wanted one at its place.
 //   - A registry is asked only if containerd itself fetched the manifest from that host and repository, as its label
-//     containerd.io/distribution.source.<host> on the manifest says.
+//     containerd.io/distribution.source.<host> on the manifest says. The label has no port: another port of the host passes.
 //   - The layer's blob must have its digest and its tar the diffID of the configuration, before anything is committed.
 //
 // # A pull

@@ -118,15 +118,10 @@ func (p *Proxy) URL() string { return p.server.URL() }
 func (p *Proxy) StorageAddr() string { return p.storage.Addr() }
 
 // Off ends the faults. Redirects to signed URLs go on.
-func (p *Proxy) Off() { p.setOff(true) }
-
-// On lets faults happen again after Off.
-func (p *Proxy) On() { p.setOff(false) }
-
-func (p *Proxy) setOff(off bool) {
+func (p *Proxy) Off() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.off = off
+	p.off = true
 }
 
 // Counts is how often each kind of fault has happened.
