@@ -77,6 +77,15 @@ func lasting(k kind, class error, format string, args ...any) *failure {
 // general tells whether the host would say the same of any range of the object.
 func (f *failure) general() bool { return f.lasting && f.kind != kindRange && f.kind != kindNoRanges }
 
+// strange tells whether the answer breaks the protocol, which says little about the next one.
+func (f *failure) strange() bool {
+	switch f.kind {
+	case kindRange, kindLength, kindContent, kindRedirect:
+		return f.lasting
+	}
+	return false
+}
+
 // blames tells whether the failure speaks against the host as such, and not only against the one request.
 func (f *failure) blames() bool {
 	switch f.kind {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
@@ -28,6 +29,18 @@ type object struct {
 	name       string // in errors: "blob sha256:…"
 	// refusals are the failures that hosts would repeat for each range, so that only one asks them: of *endpoint to *failure.
 	refusals sync.Map
+	// strange counts the answers of hosts that break the protocol: of *endpoint to *atomic.Int32.
+	strange sync.Map
+}
+
+// forgiven is how many strange answers of a host are not taken for its last word: of the machines behind one name one may be broken, or a
+// proxy on the way may be.
+const forgiven = 3
+
+// forgives counts a strange answer, and says whether the host is asked again.
+func (o *object) forgives(e *endpoint) bool {
+	n, _ := o.strange.LoadOrStore(e, new(atomic.Int32))
+	return n.(*atomic.Int32).Add(1) <= forgiven
 }
 
 // object returns what a descriptor names, and a context with what a token for it must allow.

@@ -26,7 +26,7 @@ var defaultPolicy = policy{rounds: 10, first: 100 * time.Millisecond, most: 8 * 
 // attempts decides which host is asked next for an object. It belongs to one goroutine.
 //
 // Hosts are asked in their order, those that fail of late after the others. When each has failed, there is a pause and another round.
-// A host with a failure that it would repeat is left out. When enough bytes have come it forgets the rounds but not who is left out.
+// A host with a failure that it would repeat is left out; one whose answers break the protocol has a few more tries. When enough bytes have come it forgets the rounds but not who is left out.
 type attempts struct {
 	object  *object
 	policy  policy
@@ -128,6 +128,9 @@ func (a *attempts) note(ctx context.Context, ep *endpoint, f *failure) {
 		return
 	}
 	ep.host.failed(f)
+	if f.strange() && a.object.forgives(ep) {
+		f = &failure{kind: f.kind, err: f.err}
+	}
 	a.failed[ep] = f
 	if f.general() {
 		a.object.refusals.Store(ep, f)
