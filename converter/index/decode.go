@@ -1,0 +1,132 @@
+package index
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Codec is how a layer's blob is compressed.
+type Codec uint8
+
+// The codecs.
+const (
+	Gzip Codec = iota + 1 // concatenated gzip members
+	Zstd                  // concatenated zstd frames
+)
+
+func (c Codec) String() string {
+	switch c {
+	case Gzip:
+		return "gzip"
+	case Zstd:
+		return "zstd"
+	}
+	return fmt.Sprintf("codec %d", uint8(c))
+}
+
+// maxWindowBytes is the most memory a zstd frame may ask for its window. It is no less than the largest extent, of which a frame may take
+// all as its window; the encoders that make such layers take at most 32 MiB.
+const maxWindowBytes = 64 << 20
+
+// NewZstdReader returns a decoder of concatenated frames, with bounded memory. r may be nil. It has no goroutines and need not be closed.
+func NewZstdReader(r io.Reader) (*zstd.Decoder, error) {
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindowBytes))
+}
+
+// ErrCorrupt is wrapped by errors about bytes of a blob that do not give the extent they should. Another mirror may have better ones.
+var ErrCorrupt = errors.New("corrupt data")
+
+// Decoder turns ranges of a blob into the bytes of extents. It can be reused, also after an error, by one goroutine at a time; its
+// zero value is ready. Its memory does not depend on the input, except that a zstd frame may ask for a window of up to 64 MiB.
+type Decoder struct {
+	gzip *gzip.Reader
+	zstd *zstd.Decoder
+
+	codec      Codec
+	blob       Range
+	compressed []byte // the range
+	in         bytes.Reader
+	out        io.Reader // the decompressed range from at on; nil: begin again
+	at         int64
+}
+
+// Open takes the bytes of a range of the blob, which the Decoder uses until the next call.
+func (d *Decoder) Open(c Codec, blob Range, compressed []byte) error {
+	d.codec, d.blob, d.compressed, d.out = c, blob, compressed, nil
+	if int64(len(compressed)) != blob.Bytes() {
+		return fmt.Errorf("%s of the blob: %w: got %d bytes", blob, ErrCorrupt, len(compressed))
+	}
+	return nil
+}
+
+// begin goes to the beginning of the decompressed range.
+func (d *Decoder) begin() (err error) {
+	d.in.Reset(d.compressed)
+	d.at = 0
+	switch d.codec {
+	case Gzip:
+		if d.gzip == nil {
+			d.gzip = new(gzip.Reader)
+		}
+		d.out, err = d.gzip, d.gzip.Reset(&d.in)
+	case Zstd:
+		if d.zstd == nil {
+			if d.zstd, err = NewZstdReader(nil); err != nil {
+				return err
+			}
+		}
+		d.out, err = d.zstd, d.zstd.Reset(&d.in)
+	default:
+		err = fmt.Errorf("unknown %s", d.codec)
+	}
+	return err
+}
+
+// Decode fills dst, of x.Length bytes, with an extent of the opened range and compares the digest; after an error dst is garbage. Extents
+// of a range in the order of their Skip cost one decompression together.
+func (d *Decoder) Decode(x Extent, dst []byte) error {
+	if x.Hole {
+		clear(dst)
+		return nil
+	}
+	if err := d.decode(x, dst); err != nil {
+		d.out = nil
+		return fmt.Errorf("extent after %d bytes of %s of the blob: %w", x.Skip, x.Blob, err)
+	}
+	return nil
+}
+
+func (d *Decoder) decode(x Extent, dst []byte) error {
+	if d.blob != x.Blob || int64(len(dst)) != x.Length {
+		return fmt.Errorf("decoder has %s, buffer has %d bytes for %d", d.blob, len(dst), x.Length)
+	}
+	if d.out == nil || x.Skip < d.at {
+		if err := d.begin(); err != nil {
+			return fmt.Errorf("%w: %w", ErrCorrupt, unexpected(err))
+		}
+	}
+	if _, err := io.CopyN(io.Discard, d.out, x.Skip-d.at); err != nil {
+		return fmt.Errorf("%w: skip: %w", ErrCorrupt, unexpected(err))
+	}
+	if _, err := io.ReadFull(d.out, dst); err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, unexpected(err))
+	}
+	if got := sha256.Sum256(dst); got != x.Digest {
+		return fmt.Errorf("%w: digest sha256:%x, want sha256:%x", ErrCorrupt, got, x.Digest)
+	}
+	d.at = x.Skip + x.Length
+	return nil
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
