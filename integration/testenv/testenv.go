@@ -9,6 +9,7 @@ package testenv
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -42,6 +43,15 @@ var EROFS = Feature{"erofs", func() error {
 		return fmt.Errorf("no erofs in /proc/filesystems (try modprobe erofs)")
 	}
 	return nil
+}}
+
+// IPv6 is a loopback address of that kind.
+var IPv6 = Feature{"ipv6", func() error {
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }}
 
 // Tool is a program in PATH.

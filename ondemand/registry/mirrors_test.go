@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
 
 // writeHosts writes a hosts.toml for registry.example.
@@ -232,9 +234,10 @@ func TestLocalhostRedirectsToItself(t *testing.T) {
 }
 
 func TestIPv6(t *testing.T) {
+	testenv.Need(t, testenv.IPv6)
 	listener, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {
-		t.Skipf("no IPv6: %v", err)
+		t.Fatal(err)
 	}
 	content := randomBytes(1000)
 	f := newRegistry(t, content, func(h http.Handler) *httptest.Server {
