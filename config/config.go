@@ -41,6 +41,8 @@ type Config struct {
 	Collection  Collection  `toml:"collection"`
 	Containerd  Containerd  `toml:"containerd"`
 	Remote      Remote      `toml:"remote"`
+	Lazy        Lazy        `toml:"lazy"`
+	Keeper      Keeper      `toml:"keeper"`
 	Registry    Registry    `toml:"registry"`
 	Credentials Credentials `toml:"credentials"`
 	Admin       Admin       `toml:"admin"`
@@ -94,6 +96,31 @@ type Containerd struct {
 type Remote struct {
 	// Enabled lets the daemon fetch the layers that containerd announces. Otherwise containerd fetches all of them.
 	Enabled bool `toml:"enabled"`
+}
+
+// Lazy says which layers are loaded on demand.
+type Lazy struct {
+	// Enabled lets layers be mounted before their data are here, where the registry has an index of them. It needs Remote.Enabled.
+	Enabled bool `toml:"enabled"`
+	// MinLayerSize is the size of the smallest layer that is loaded on demand.
+	MinLayerSize Size `toml:"min_layer_size"`
+	// Trust lists the repositories whose images may be lazy: "host/path", "host/path/*" or "*".
+	Trust []string `toml:"trust"`
+	// Deadline is how long a reader of missing data waits before it gets an error.
+	Deadline Duration `toml:"deadline"`
+	// Background fetches the rest of a layer, and checks the whole, once BackgroundDelay has passed without a fetch that a reader waited for.
+	Background      bool     `toml:"background"`
+	BackgroundDelay Duration `toml:"background_delay"`
+}
+
+// Keeper is the process that answers the kernel while the daemon is away.
+type Keeper struct {
+	// Address is its unix socket. Empty: keeper.sock beside the daemon's socket. See Config.KeeperAddress.
+	Address string `toml:"address"`
+	// Start lets the daemon start a keeper if none answers.
+	Start bool `toml:"start"`
+	// Patience is how long readers wait for a daemon that is away, of a keeper that the daemon starts.
+	Patience Duration `toml:"patience"`
 }
 
 // Registry says how registries are read.
@@ -169,6 +196,11 @@ func Default() Config {
 			StallTimeout: Duration{30 * time.Second},
 		},
 		Remote: Remote{Enabled: true},
+		Lazy: Lazy{
+			Enabled: true, MinLayerSize: Size{10 << 20}, Trust: []string{"*"}, Deadline: Duration{time.Minute},
+			Background: true, BackgroundDelay: Duration{5 * time.Second},
+		},
+		Keeper: Keeper{Start: true, Patience: Duration{30 * time.Second}},
 		Registry: Registry{
 			HostsDir:     "/etc/containerd/certs.d",
 			Connections:  4,
@@ -192,6 +224,14 @@ func (c Config) AdminAddress() string {
 		return c.Admin.Address
 	}
 	return filepath.Join(filepath.Dir(c.Address), "admin.sock")
+}
+
+// KeeperAddress is the path of the keeper's socket.
+func (c Config) KeeperAddress() string {
+	if c.Keeper.Address != "" {
+		return c.Keeper.Address
+	}
+	return filepath.Join(filepath.Dir(c.Address), "keeper.sock")
 }
 
 // Load reads the file. A missing file is an error: see LoadDefault.
@@ -245,6 +285,16 @@ func (c Config) Validate() error {
 	if c.Containerd.StallTimeout.Duration <= 0 {
 		report("containerd.stall_timeout", fmt.Errorf("%s is not above zero", c.Containerd.StallTimeout))
 	}
+	for _, p := range c.Lazy.Trust {
+		report("lazy.trust", checkRepositories(p))
+	}
+	report("lazy.deadline", aboveZero(int64(c.Lazy.Deadline.Duration)))
+	report("lazy.background_delay", notNegative(int64(c.Lazy.BackgroundDelay.Duration)))
+	report("keeper.address", checkSocket(c.KeeperAddress()))
+	if keeper := c.KeeperAddress(); keeper == c.Address || keeper == c.Containerd.Address || keeper == c.AdminAddress() {
+		report("keeper.address", fmt.Errorf("%q is also another socket", keeper))
+	}
+	report("keeper.patience", aboveZero(int64(c.Keeper.Patience.Duration)))
 	report("registry.hosts_dir", checkOptionalPath(c.Registry.HostsDir))
 	report("registry.connections", aboveZero(int64(c.Registry.Connections)))
 	report("registry.memory", aboveZero(c.Registry.Memory.Bytes))
@@ -271,6 +321,22 @@ func aboveZero(n int64) error {
 		return fmt.Errorf("%d is not above zero", n)
 	}
 	return nil
+}
+
+func notNegative(n int64) error {
+	if n < 0 {
+		return fmt.Errorf("%d is negative", n)
+	}
+	return nil
+}
+
+// checkRepositories refuses what would silently match nothing, or more than it seems to.
+func checkRepositories(pattern string) error {
+	below, all := strings.CutSuffix(pattern, "*")
+	if pattern == "*" || strings.Contains(below, "/") && !strings.Contains(below, "*") && (!all || strings.HasSuffix(below, "/")) {
+		return nil
+	}
+	return fmt.Errorf(`%q is no repository: write "host/path", "host/path/*" for all below a path, or "*" for all`, pattern)
 }
 
 // checkRoot refuses what an overlay mount cannot name: the kernel splits lowerdir at colons and options at commas.

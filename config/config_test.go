@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -16,7 +17,7 @@ func TestDefaultTextIsTheDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got != Default() {
+	if !reflect.DeepEqual(got, Default()) {
 		t.Errorf("default.toml parses to\n%+v\nwant\n%+v", got, Default())
 	}
 	var tree map[string]any
@@ -58,7 +59,7 @@ func TestParseKeepsDefaultsOfKeysNotSet(t *testing.T) {
 	want := Default()
 	want.Root = "/data"
 	want.Collection.Grace = Duration{2 * time.Minute}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -133,7 +134,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := Parse("f", text)
 		if err != nil {
-			if c != (Config{}) {
+			if !reflect.DeepEqual(c, Config{}) {
 				t.Errorf("error %v came with a configuration: %+v", err, c)
 			}
 			return
@@ -142,7 +143,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatalf("marshal %+v: %v", c, err)
 		}
-		if back, err := Parse("again", again); err != nil || back != c {
+		if back, err := Parse("again", again); err != nil || !reflect.DeepEqual(back, c) {
 			t.Errorf("%+v came back as %+v, %v", c, back, err)
 		}
 	})

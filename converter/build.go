@@ -50,7 +50,7 @@ func (b *build) admit(name string) error {
 // keep counts metadata that stay in memory up to the end.
 func (b *build) keep(bytes int) error {
 	if b.kept += int64(bytes); b.kept > b.limits.MetadataBytes {
-		return fmt.Errorf("%w: names, link targets and attributes of directories of more than %d bytes", ErrLimit, b.limits.MetadataBytes)
+		return fmt.Errorf("%w: names, link targets, attributes of directories and extents of more than %d bytes", ErrLimit, b.limits.MetadataBytes)
 	}
 	return nil
 }

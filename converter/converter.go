@@ -1,11 +1,12 @@
 // Package converter turns an OCI layer into an EROFS instance: a tar stream, or a directory in overlayfs form, becomes a meta
-// image and a data blob in one pass.
+// image and a data blob in one pass; a layer's index becomes a meta image and the plan of a data blob, which is filled on demand.
 //
 // The two files are written as the input streams in; there is no temporary copy and no second pass over file contents. Memory
-// holds metadata only (names, extended attributes, directory entries), never file contents.
+// holds metadata only (names, extended attributes, directory entries, extents), never file contents.
 //
 //	tar, tar+gzip, tar+zstd ─► decompress ─► tarstream ─► tree ─► erofs.Writer ─► meta image
 //	overlay upper directory ────────────────────────────►   │            └──────► data blob
+//	layer index ────────────────────────────────────────►   │                     or its extents
 //
 // The package needs no root, no kernel support and no containerd, and it never removes anything: the caller owns the two files
 // and throws them away when an error comes back. Identical input gives identical bytes.
@@ -45,15 +46,15 @@ type Limits struct {
 	// Inodes is the largest number of entries, directories included that only a path names. Default 16 Mi; each takes 250 to 900
 	// bytes of memory.
 	Inodes int64
-	// MetadataBytes is the largest sum of the lengths of what stays in memory besides: names, targets of symbolic links, and
-	// attributes of directories. Default 1 GiB.
+	// MetadataBytes is the largest sum of the lengths of what stays in memory besides: names, targets of symbolic links, attributes of
+	// directories, and the extents of an index. Default 1 GiB.
 	MetadataBytes int64
 }
 
 // Result is what one conversion found out.
 type Result struct {
 	// Blob and BlobBytes describe the stream as it was given, usually compressed; DiffID and DiffBytes the uncompressed tar,
-	// trailing padding included. All four are zero for a directory.
+	// trailing padding included. All four are zero if the input is not a tar.
 	Blob      digest.Digest
 	BlobBytes int64
 	DiffID    digest.Digest
@@ -91,7 +92,7 @@ var ErrLimit = tarstream.ErrLimit
 type EntryError struct {
 	// Name is the entry's path as it stands in the input.
 	Name string
-	// Offset is the position of the entry's header in the uncompressed tar stream, -1 for a directory.
+	// Offset is the position of the entry's header in the uncompressed tar stream, -1 if the input is not a tar.
 	Offset int64
 	Err    error
 }

@@ -14,10 +14,12 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/inflate"
 )
 
-// sums are digests and lengths of one stream.
-type sums struct {
-	blob, diffID         digest.Digest
-	blobBytes, diffBytes int64
+// Sums are digests and lengths of one stream: as it was given, usually compressed, and of the tar in it, trailing padding included.
+type Sums struct {
+	Blob      digest.Digest
+	BlobBytes int64
+	DiffID    digest.Digest
+	DiffBytes int64
 }
 
 // streamError is an error of the stream as a whole: the source failed, or the compression is corrupt.
@@ -45,7 +47,7 @@ const (
 // with a goroutine for each stage before consume, which runs in the caller's. All have ended when it returns. A stream that is not
 // compressed is read straight into the second half, and hashed once. After consume the rest of the stream is read as well:
 // trailing padding counts for the digests.
-func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reader) error) (_ sums, err error) {
+func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reader) error) (_ Sums, err error) {
 	defer contain(&err)
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -56,7 +58,7 @@ func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reade
 	in := bufio.NewReaderSize(source, 64<<10)
 	kind, err := detect(in)
 	if err != nil {
-		return sums{}, &streamError{source.n, err}
+		return Sums{}, &streamError{source.n, err}
 	}
 	blob, diff := sha256.New(), sha256.New()
 	compressed := &countedReader{in: in}
@@ -74,14 +76,14 @@ func stream(ctx context.Context, r io.Reader, limit int64, consume func(io.Reade
 
 	out := &pipeReader{p: tar}
 	if err := consume(out); err != nil {
-		return sums{}, err
+		return Sums{}, err
 	}
 	if _, err := io.Copy(io.Discard, out); err != nil {
-		return sums{}, err
+		return Sums{}, err
 	}
-	return sums{
-		blob: digest.NewDigest(digest.SHA256, blob), blobBytes: compressed.n,
-		diffID: digest.NewDigest(digest.SHA256, diff), diffBytes: out.n,
+	return Sums{
+		Blob: digest.NewDigest(digest.SHA256, blob), BlobBytes: compressed.n,
+		DiffID: digest.NewDigest(digest.SHA256, diff), DiffBytes: out.n,
 	}, nil
 }
 

@@ -21,6 +21,11 @@ import (
 type Image struct {
 	// Meta is the path of the meta image, Data that of the data blob, the image's only device. Both are regular files.
 	Meta, Data string
+	// OnDemand says that somebody watches the data blob and answers reads of data that are missing. Its bytes are not read before the image
+	// is mounted, and only mounts that open the file itself will do.
+	OnDemand bool
+	// Check, if set, is called with a path of the mount's root before anybody else can see the mount. After an error nothing is mounted.
+	Check func(root string) error
 }
 
 // Backend mounts images. Safe for concurrent use; calls for one target must not overlap.

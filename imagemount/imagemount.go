@@ -1,5 +1,6 @@
 // Package imagemount mounts images on directories without containerd: an image is fetched, converted to EROFS, mounted, and then needs
-// no process of ours until it is unmounted.
+// no process of ours until it is unmounted. Layers that are loaded on demand are mounted before their data are here; while data are missing,
+// they need one.
 //
 // It is a small client of package snapshotter with a root directory of its own. What it keeps there are snapshots:
 //
@@ -26,7 +27,8 @@
 //
 // # Trust
 //
-// A layer is committed under a chain ID after its blob had the digest of the manifest and its tar the diffID of the config.
+// A layer is committed under a chain ID after its blob had the digest of the manifest and its tar the diffID of the config; one that is loaded
+// on demand when its index had the digest of the manifest, see package lazy.
 package imagemount
 
 import (
@@ -45,6 +47,7 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/lazy"
 )
 
 // Options of a Root.
@@ -60,6 +63,10 @@ type Options struct {
 	Log *slog.Logger
 	// Layers are the options of the layer store.
 	Layers layerstore.Options
+	// Lazy makes layers of images in registries that are loaded on demand, for which OnDemand answers. Nil: all layers are fetched as a whole.
+	// Who sets them sees to it that somebody goes on answering after Close.
+	Lazy     *lazy.Loader
+	OnDemand snapshotter.OnDemand
 }
 
 // Root is the root directory, open for one command. Its methods are not for concurrent use.
@@ -67,6 +74,7 @@ type Root struct {
 	path string
 	lock *os.File
 	sn   *snapshotter.Snapshotter
+	lazy *lazy.Loader
 	log  *slog.Logger
 	here place
 }
@@ -96,7 +104,10 @@ func Open(ctx context.Context, opts Options) (_ *Root, err error) {
 		return nil, err
 	}
 	// The zero grace is a default; here nothing is kept for later.
-	r.sn, err = snapshotter.New(ctx, snapshotter.Options{Root: r.path, Backend: opts.Backend, Log: r.log, Grace: -1, Layers: opts.Layers})
+	r.lazy = opts.Lazy
+	r.sn, err = snapshotter.New(ctx, snapshotter.Options{
+		Root: r.path, Backend: opts.Backend, Log: r.log, Grace: -1, Layers: opts.Layers, Lazy: opts.Lazy, OnDemand: opts.OnDemand,
+	})
 	if err != nil {
 		return nil, errors.Join(err, r.lock.Close())
 	}
@@ -117,6 +128,9 @@ func refuseDaemonRoot(path string) error {
 	}
 	return fmt.Errorf("root: %w", err)
 }
+
+// Snapshotter is what the root consists of.
+func (r *Root) Snapshotter() *snapshotter.Snapshotter { return r.sn }
 
 // Close removes what no mount needs, also when ctx has ended, and gives the root directory back. Mounts stay.
 func (r *Root) Close(ctx context.Context) error {

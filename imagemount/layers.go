@@ -1,6 +1,7 @@
 package imagemount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,25 +33,30 @@ type blobs interface {
 	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
 }
 
-// provide makes the committed snapshots of an image, and returns the chain ID of the topmost and how many layers were fetched.
-func (r *Root) provide(ctx context.Context, img image.Image, from blobs, progress Progress) (top string, fetched int, err error) {
+// provide makes the committed snapshots of an image, and returns the chain ID of the topmost and how many layers were fetched. The reference is
+// that of an image in a registry, otherwise empty.
+func (r *Root) provide(ctx context.Context, img image.Image, reference string, from blobs, progress Progress) (top string, fetched int, err error) {
 	missing, err := r.missing(ctx, img)
 	if err != nil {
 		return "", 0, err
 	}
 	fetch := r.toFetch(missing)
 	progress.Begin(fetch, len(img.Layers))
-	pins, err := r.importAll(ctx, missing, from, progress)
+	made, err := r.importAll(ctx, missing, reference, from, progress)
 	defer func() {
-		for _, pin := range pins {
-			pin.Release()
+		for _, one := range made {
+			one.pin.Release()
 		}
 	}()
 	if err != nil {
 		return "", 0, err
 	}
+	instances := map[digest.Digest]layerstore.ID{}
+	for i, one := range made {
+		instances[missing[i].Blob.Digest] = one.id
+	}
 	for i, l := range img.Layers {
-		if err := r.commit(ctx, l, top); err != nil {
+		if err := r.commit(ctx, l, cmp.Or(instances[l.Blob.Digest], layerstore.EagerID(l.Blob.Digest)), top); err != nil {
 			return "", 0, fmt.Errorf("layer %d of %d, %s: %w", i+1, len(img.Layers), l.Blob.Digest, err)
 		}
 		top = l.Chain.String()
@@ -71,7 +77,7 @@ func (r *Root) missing(ctx context.Context, img image.Image) ([]numbered, error)
 	for i, l := range img.Layers {
 		info, err := r.sn.Stat(ctx, l.Chain.String())
 		if err == nil {
-			_, err = r.sn.Layers().Get(layerstore.EagerID(digest.Digest(info.Labels[labelLayer])))
+			_, err = r.sn.Layers().Get(instanceOf(info.Labels))
 		}
 		if errdefs.IsNotFound(err) {
 			missing = append(missing, numbered{l, i + 1, len(img.Layers)})
@@ -80,6 +86,11 @@ func (r *Root) missing(ctx context.Context, img image.Image) ([]numbered, error)
 		}
 	}
 	return missing, nil
+}
+
+// instanceOf is the id of the instance of a layer's snapshot.
+func instanceOf(labels map[string]string) layerstore.ID {
+	return cmp.Or(layerstore.ID(labels[labelInstance]), layerstore.EagerID(digest.Digest(labels[labelLayer])))
 }
 
 // toFetch returns the different blobs that are in no instance: an image may have a layer twice, and one that no mount needed until now is
@@ -96,26 +107,38 @@ func (r *Root) toFetch(layers []numbered) []ocispec.Descriptor {
 	return all
 }
 
+// imported is the instance of a layer, pinned.
+type imported struct {
+	id  layerstore.ID
+	pin layerstore.Pin
+}
+
 // importAll makes the instances of layers, in parallel as the layer store allows. The pins are to be released also after an error. The
 // first layer that fails ends the others.
-func (r *Root) importAll(ctx context.Context, layers []numbered, from blobs, progress Progress) ([]layerstore.Pin, error) {
-	pins := make([]layerstore.Pin, len(layers))
+func (r *Root) importAll(ctx context.Context, layers []numbered, reference string, from blobs, progress Progress) ([]imported, error) {
+	made := make([]imported, len(layers))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, l := range layers {
-		group.Go(func() error {
-			pin, err := r.importOne(ctx, l.Layer, from, progress)
-			pins[i] = pin
-			if err != nil {
+		group.Go(func() (err error) {
+			if made[i], err = r.importOne(ctx, l.Layer, reference, from, progress); err != nil {
 				return fmt.Errorf("layer %d of %d: %w", l.n, l.of, err)
 			}
+			progress.Done(l.Blob.Digest)
+			r.log.Debug("layer imported", "layer", l.Blob.Digest)
 			return nil
 		})
 	}
 	err := group.Wait()
-	return pins, err
+	return made, err
 }
 
-func (r *Root) importOne(ctx context.Context, l image.Layer, from blobs, progress Progress) (layerstore.Pin, error) {
+func (r *Root) importOne(ctx context.Context, l image.Layer, reference string, from blobs, progress Progress) (imported, error) {
+	if r.lazy != nil && reference != "" {
+		inst, pin, ok, err := r.lazy.Layer(ctx, r.sn.Layers(), reference, l.Blob, l.DiffID)
+		if ok || err != nil {
+			return imported{inst.ID, pin}, err
+		}
+	}
 	inst, pin, err := r.sn.Layers().Import(ctx, l.Blob.Digest, func(ctx context.Context) (io.ReadCloser, error) {
 		blob, err := from.Open(ctx, l.Blob)
 		if err != nil {
@@ -124,14 +147,13 @@ func (r *Root) importOne(ctx context.Context, l image.Layer, from blobs, progres
 		return &counted{ReadCloser: blob, blob: l.Blob.Digest, progress: progress}, nil
 	})
 	if err != nil {
-		return layerstore.Pin{}, err
+		return imported{}, err
 	}
 	if inst.DiffID != l.DiffID {
-		return pin, fmt.Errorf("layer %s: the image lies: its config promises the diffID %s, the layer has %s", l.Blob.Digest, l.DiffID, inst.DiffID)
+		return imported{inst.ID, pin}, fmt.Errorf("layer %s: the image lies: its config promises the diffID %s, the layer has %s",
+			l.Blob.Digest, l.DiffID, inst.DiffID)
 	}
-	progress.Done(l.Blob.Digest)
-	r.log.Debug("layer imported", "layer", l.Blob.Digest)
-	return pin, nil
+	return imported{inst.ID, pin}, nil
 }
 
 // counted is a blob whose bytes are reported as they are read.
@@ -150,7 +172,7 @@ func (c *counted) Read(p []byte) (int, error) {
 }
 
 // commit makes the snapshot of a layer on the one below it, unless it is there. The layer's instance is pinned.
-func (r *Root) commit(ctx context.Context, l image.Layer, parent string) (err error) {
+func (r *Root) commit(ctx context.Context, l image.Layer, instance layerstore.ID, parent string) (err error) {
 	chain := l.Chain.String()
 	if _, err := r.sn.Stat(ctx, chain); !errdefs.IsNotFound(err) {
 		return err
@@ -165,10 +187,12 @@ func (r *Root) commit(ctx context.Context, l image.Layer, parent string) (err er
 			err = errors.Join(err, r.sn.Remove(context.WithoutCancel(ctx), key))
 		}
 	}()
-	if err := r.bind(ctx, mounts, l.Blob.Digest); err != nil {
+	if err := r.bind(ctx, mounts, instance); err != nil {
 		return err
 	}
-	if err := r.sn.Commit(ctx, chain, key, snapshots.WithLabels(map[string]string{labelLayer: l.Blob.Digest.String()})); err != nil {
+	if err := r.sn.Commit(ctx, chain, key, snapshots.WithLabels(map[string]string{
+		labelLayer: l.Blob.Digest.String(), labelInstance: string(instance),
+	})); err != nil {
 		return err
 	}
 	r.log.Debug("layer committed", "chain", chain)
@@ -176,12 +200,12 @@ func (r *Root) commit(ctx context.Context, l image.Layer, parent string) (err er
 }
 
 // bind gives an active snapshot the instance of a layer. Where the layer came from is not recorded: the image can be mounted again.
-func (r *Root) bind(ctx context.Context, mounts []mount.Mount, blob digest.Digest) error {
+func (r *Root) bind(ctx context.Context, mounts []mount.Mount, instance layerstore.ID) error {
 	id, ok := r.sn.ActiveSnapshot(ctx, mounts)
 	if !ok {
 		return fmt.Errorf("the snapshot just prepared is not active: %w", errdefs.ErrFailedPrecondition)
 	}
-	return r.sn.Bind(ctx, id, layerstore.EagerID(blob), ocispec.Descriptor{})
+	return r.sn.Bind(ctx, id, instance, ocispec.Descriptor{})
 }
 
 // diskBytes is what the layers on and below a committed snapshot take on disk.
@@ -193,7 +217,7 @@ func (r *Root) diskBytes(ctx context.Context, top string) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		id := layerstore.EagerID(digest.Digest(info.Labels[labelLayer]))
+		id := instanceOf(info.Labels)
 		inst, err := r.sn.Layers().Get(id)
 		if err != nil {
 			return 0, err

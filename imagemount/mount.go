@@ -119,7 +119,11 @@ func (r *Root) fetch(ctx context.Context, req Request) (img image.Image, top str
 		return img, "", 0, err
 	}
 	r.log.Debug("image resolved", "image", req.Image, "manifest", img.Manifest, "platform", img.Platform, "layers", len(img.Layers))
-	top, fetched, err = r.provide(ctx, img, src, req.Progress)
+	reference := ""
+	if req.Image.Kind == source.InRegistry {
+		reference = req.Image.Reference
+	}
+	top, fetched, err = r.provide(ctx, img, reference, src, req.Progress)
 	return img, top, fetched, err
 }
 

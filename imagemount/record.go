@@ -30,7 +30,8 @@ const (
 	labelUpper     = labelPrefix + "upper"      // upper directory of a writable mount
 	labelUpperRoot = labelPrefix + "upper-root" // its mode and owner at first, see rootState
 	// of the committed snapshot of a layer
-	labelLayer = labelPrefix + "layer" // digest of its blob
+	labelLayer    = labelPrefix + "layer"    // digest of its blob
+	labelInstance = labelPrefix + "instance" // id of its instance; absent: the one made from the whole blob
 )
 
 // Record is one mount, or what is left of it.

@@ -16,6 +16,10 @@ type daemonStatus struct {
 		Instance, Digest, Kind, State, Source string
 		DiskBytes                             int64
 		References                            int
+		Lazy                                  *struct {
+			Bytes, PresentBytes, Faults, Failed int64
+			Verified                            string
+		}
 	}
 	Pulls []struct {
 		Image  string

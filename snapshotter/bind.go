@@ -50,7 +50,7 @@ func (s *Snapshotter) ActiveSnapshot(ctx context.Context, mounts []mount.Mount) 
 //
 // The layer is what the instance was made from, in the namespace of ctx. Should the instance be lost, it is made from that again.
 func (s *Snapshotter) Bind(ctx context.Context, snapshotID string, instance layerstore.ID, layer ocispec.Descriptor) error {
-	from, err := sourceOf(ctx, layer, "")
+	from, err := sourceOf(ctx, layer, "", "")
 	if err != nil {
 		return err
 	}

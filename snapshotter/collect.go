@@ -64,7 +64,7 @@ func (s *Snapshotter) collectKeeping(ctx context.Context, keep int64) (next time
 		errs = append(errs, s.disown(ctx, &g))
 		step.Reached("collect/disowned")
 	}
-	errs = append(errs, s.sweepMounts(ctx))
+	errs = append(errs, s.sweepMounts(ctx), s.sweepOrphans())
 	s.kept.bytes.Store(g.keptBytes)
 	for _, inst := range g.instances {
 		if s.keep > 0 && reusable(inst) {

@@ -34,9 +34,10 @@ func (s *Snapshotter) KeptBytes() int64 { return s.kept.bytes.Load() }
 // Evictions is how many layers were deleted since the start that would be kept if there were more room. Zero without Options.Keep.
 func (s *Snapshotter) Evictions() int64 { return s.kept.evictions.Load() }
 
-// reusable says whether an instance can be wanted again once nobody refers to it: by the digest of its layer.
+// reusable says whether an instance can be wanted again once nobody refers to it: by the digest of its layer. One whose data are missing saves
+// nothing.
 func reusable(inst layerstore.Instance) bool {
-	return inst.Kind == layerstore.EROFS && inst.Layer != ""
+	return inst.Kind == layerstore.EROFS && inst.Layer != "" && !inst.Partial()
 }
 
 // idleLayer is an instance that may be kept.

@@ -112,12 +112,27 @@ func (s *Snapshotter) mountLayer(ctx context.Context, l lower) error {
 	if inst.Kind == layerstore.Directory {
 		err = fsbackend.BindReadOnly(s.layers.DirPath(l.id), target)
 	} else {
-		err = s.backend.Mount(ctx, fsbackend.Image{Meta: s.layers.MetaPath(l.id), Data: s.layers.DataPath(l.id)}, target)
+		err = s.mountImage(ctx, inst, target)
 	}
 	if err != nil {
 		return fmt.Errorf("mount layer instance %s: %w", l.id, err)
 	}
 	return nil
+}
+
+// mountImage mounts an EROFS instance. One whose data are missing is mounted only with somebody who answers for them.
+func (s *Snapshotter) mountImage(ctx context.Context, inst layerstore.Instance, target string) (err error) {
+	img := fsbackend.Image{Meta: s.layers.MetaPath(inst.ID), Data: s.layers.DataPath(inst.ID)}
+	if inst.Partial() {
+		if s.demand == nil {
+			return errors.New("its data are not all here, and loading on demand is off")
+		}
+		if img.Check, err = s.demand.Mount(ctx, string(inst.ID)); err != nil {
+			return err
+		}
+		img.OnDemand = img.Check != nil
+	}
+	return s.backend.Mount(ctx, img, target)
 }
 
 // mountsOf returns exactly one plain mount, which every version of containerd and every other client can use.

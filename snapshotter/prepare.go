@@ -137,6 +137,9 @@ func (s *Snapshotter) effective(ids []layerstore.ID) ([]layerstore.ID, error) {
 		if err != nil {
 			return nil, err
 		}
+		if inst.Lazy != nil && inst.Lazy.Mismatch != "" {
+			return nil, fmt.Errorf("layer %s: %s\n  do not use this image; remove it, and ask who has made it", inst.Layer, inst.Lazy.Mismatch)
+		}
 		if !slices.Contains(stack, id) {
 			stack = append(stack, id)
 		}

@@ -49,6 +49,9 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err := s.unmountMissing(ctx); err != nil {
 		return err
 	}
+	if err := s.renewPoisoned(ctx); err != nil {
+		return err
+	}
 	// What is garbage already goes now; instances nobody refers to have their grace. Run deletes the files.
 	if _, err := s.collect(ctx); err != nil {
 		s.log.Warn("collection at start left something for the next one", "cause", err)

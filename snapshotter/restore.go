@@ -10,9 +10,11 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/lazy"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/remote"
 )
 
@@ -22,10 +24,21 @@ type source struct {
 	Layer     ocispec.Descriptor `json:"layer"`
 	// Image is a reference to an image in whose repository the layer is, if it may be fetched from there.
 	Image string `json:"image,omitempty"`
+	// DiffID is what the image's configuration says of the layer, if the instance is lazy.
+	DiffID digest.Digest `json:"diffID,omitempty"`
+}
+
+// makes says whether the instance that is made from the layer has this id, and whether that is a lazy one.
+func (from source) makes(id layerstore.ID) (ok, isLazy bool) {
+	if from.Layer.Digest == "" {
+		return false, false
+	}
+	isLazy = layerstore.LazyID(from.Layer.Digest, from.Layer.Annotations) == id
+	return isLazy || layerstore.EagerID(from.Layer.Digest) == id, isLazy
 }
 
 // sourceOf is the zero source for the zero descriptor.
-func sourceOf(ctx context.Context, layer ocispec.Descriptor, image string) (source, error) {
+func sourceOf(ctx context.Context, layer ocispec.Descriptor, image string, diffID digest.Digest) (source, error) {
 	if layer.Digest == "" {
 		return source{}, nil
 	}
@@ -33,7 +46,10 @@ func sourceOf(ctx context.Context, layer ocispec.Descriptor, image string) (sour
 	if err != nil {
 		return source{}, err
 	}
-	return source{namespace, ocispec.Descriptor{MediaType: layer.MediaType, Digest: layer.Digest, Size: layer.Size}, image}, nil
+	layer = ocispec.Descriptor{
+		MediaType: layer.MediaType, Digest: layer.Digest, Size: layer.Size, Annotations: lazy.IndexAnnotations(layer.Annotations),
+	}
+	return source{namespace, layer, image, diffID}, nil
 }
 
 // putSource keeps where the layer of an instance is. A registry that was known stays known: the content store may lose the layer.
@@ -55,7 +71,11 @@ func (r *records) putSource(id layerstore.ID, from source) error {
 func (r *records) source(id layerstore.ID) (source, bool) {
 	var from source
 	b := r.sources.Get(instanceKey(id))
-	return from, b != nil && json.Unmarshal(b, &from) == nil && layerstore.EagerID(from.Layer.Digest) == id
+	if b == nil || json.Unmarshal(b, &from) != nil {
+		return from, false
+	}
+	ok, _ := from.makes(id)
+	return from, ok
 }
 
 // restore makes instances again that the snapshot called key consists of or lies on and that the layer store does not have: before it is
@@ -104,7 +124,7 @@ func (s *Snapshotter) restoreAll(ctx context.Context) (next time.Duration, err e
 		return nil
 	})
 	if err == nil {
-		err = s.makeAllAgain(remote.Background(ctx), missing)
+		err = errors.Join(s.makeAllAgain(remote.Background(ctx), missing), s.replaceMismatched(remote.Background(ctx)))
 	}
 	if err != nil {
 		return restoreAfter, err
@@ -135,6 +155,9 @@ func (s *Snapshotter) makeAllAgain(ctx context.Context, missing map[layerstore.I
 
 // makeAgain may run for one instance many times at once: they share one conversion.
 func (s *Snapshotter) makeAgain(ctx context.Context, id layerstore.ID, from source) error {
+	if _, isLazy := from.makes(id); isLazy {
+		return s.makeLazyAgain(ctx, from)
+	}
 	inst, pin, err := s.layers.Import(ctx, from.Layer.Digest, func(ctx context.Context) (io.ReadCloser, error) {
 		return s.openAgain(ctx, from)
 	})
@@ -147,6 +170,16 @@ func (s *Snapshotter) makeAgain(ctx context.Context, id layerstore.ID, from sour
 		return fmt.Errorf("it is another instance now, %s", inst.ID)
 	}
 	return nil
+}
+
+// makeLazyAgain makes an instance again that was made from an index.
+func (s *Snapshotter) makeLazyAgain(ctx context.Context, from source) error {
+	if s.lazy == nil {
+		return errors.New("it was loaded on demand, which is off now")
+	}
+	_, pin, err := s.lazy.Again(ctx, s.layers, from.Image, from.Layer, from.DiffID)
+	pin.Release()
+	return err
 }
 
 // openAgain looks in the namespace that brought the layer last, in that of the request, for another one may have it still, and in the

@@ -10,6 +10,7 @@
 //	       layers/<instance id>/  see layerstore
 //	       m/<n>/                 the mount of an instance; n is a number that is never used again, in base 36
 //	       snapshots/<id>/        upper/ and work/ of an active snapshot, upper/ of a view of nothing
+//	       orphans/<random>/      lazy instances that were removed while a container reads from them, see layerstore
 //	       removing/              what is being deleted, see layerstore
 //
 // metadata.db has some of the disk reserved ahead of its end, and what is deleted is renamed to where there is room for a name:
@@ -41,6 +42,13 @@
 // snapshot of it, with the labels of the request, and the answer is AlreadyExists; containerd finds the snapshot by its label and parent.
 // Names of such snapshots are <chain ID>@<snapshot>: the name alone would not do, since containerd's namespaces may give one chain ID
 // different parents.
+//
+// # Lazy instances
+//
+// An instance that was made from a layer's index (package lazy) has its metadata at once and its data when they are read, or in the
+// background. While data are missing it is mounted only with somebody who answers for them (OnDemand), and when it is removed its files stay,
+// as an orphan, as long as a superblock reads from them. What was mounted while nobody answered is poisoned: see poison.go. When the whole
+// layer was read and is not what its image says, an instance made from the whole layer takes its place, see mismatch.go.
 //
 // # Removal
 //
@@ -98,6 +106,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/lazy"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/remote"
 )
 
@@ -118,6 +127,10 @@ type Options struct {
 	Content remote.Content
 	// Registry is where layers are fetched from that containerd announces. Nil: containerd fetches all layers.
 	Registry remote.Registry
+	// Lazy makes layers that are loaded on demand. Nil: all layers are pulled as a whole.
+	Lazy *lazy.Loader
+	// OnDemand answers for instances whose data are not all here. Nil: there must be none.
+	OnDemand OnDemand
 	// Log gets changes of state and what was repaired. Nil discards it.
 	Log *slog.Logger
 	// Grace is how long an instance that nothing refers to stays. Zero is 30 seconds, negative is not at all.
@@ -129,6 +142,19 @@ type Options struct {
 	Layers layerstore.Options
 }
 
+// OnDemand answers the kernel for lazy instances, which are named by their id. Safe for concurrent use.
+type OnDemand interface {
+	// Mount makes ready for a mount of an instance: from then on reads of its data are answered. check, if not nil, finds out with the new
+	// mount whether that is so.
+	Mount(ctx context.Context, instance string) (check func(root string) error, err error)
+	// Watches says whether reads of an instance's data are answered.
+	Watches(instance string) bool
+	// Serves says whether reads are answered of data in an orphan's directory.
+	Serves(dir string) bool
+	// Alive says whether the kernel has a superblock of the instance in a directory: mounted, or still in use.
+	Alive(dir string) (bool, error)
+}
+
 // Snapshotter is containerd's Snapshotter on one root directory. All methods are safe for concurrent use.
 type Snapshotter struct {
 	root    string
@@ -138,6 +164,9 @@ type Snapshotter struct {
 	keep    int64 // bytes
 	kept    keeping
 	layers  *layerstore.Store
+	lazy    *lazy.Loader
+	demand  OnDemand
+	poison  poisoned
 	remote  *remote.Puller
 	meta    *storage.MetaStore
 	overlay []string // options of all our overlay mounts
@@ -169,6 +198,8 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 		log:         opts.Log,
 		grace:       opts.Grace,
 		keep:        opts.Keep,
+		lazy:        opts.Lazy,
+		demand:      opts.OnDemand,
 		overlay:     overlayOptions(),
 		wakeConvert: make(chan struct{}, 1),
 		wakeCollect: make(chan struct{}, 1),
@@ -194,7 +225,7 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 	if s.layers, err = layerstore.Open(root, opts.Layers); err != nil {
 		return nil, err
 	}
-	s.remote = remote.New(s.layers, opts.Content, opts.Registry, s.log)
+	s.remote = remote.New(s.layers, opts.Content, opts.Registry, opts.Lazy, s.log)
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("repair %s: %w", root, err)
 	}

@@ -41,7 +41,7 @@ func (s *Snapshotter) prepareTarget(ctx context.Context, key, parent string, opt
 
 // commitTarget makes a committed snapshot of a layer, unless there is one with this target and parent: containerd wants them unique.
 func (s *Snapshotter) commitTarget(ctx context.Context, key, parent, target string, layer remote.Layer, opts []snapshots.Opt) error {
-	from, err := sourceOf(ctx, layer.Descriptor, layer.Image)
+	from, err := sourceOf(ctx, layer.Descriptor, layer.Image, layer.DiffID)
 	if err != nil {
 		return err
 	}

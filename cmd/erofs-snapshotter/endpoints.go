@@ -56,7 +56,7 @@ func (e endpoints) close() error {
 func (e endpoints) serve(ctx context.Context, all *errgroup.Group, watch observer, pprof bool, log *slog.Logger) {
 	var metrics http.Handler = telemetry.Handler(watch.metrics, log)
 	all.Go(func() error {
-		return admin.Serve(ctx, e.admin, admin.Options{Status: watch.status, Metrics: metrics, Pprof: pprof, Log: log})
+		return admin.Serve(ctx, e.admin, admin.Options{Status: watch.status, Map: watch.fillMap, Metrics: metrics, Pprof: pprof, Log: log})
 	})
 	if e.metrics != nil {
 		all.Go(func() error { return admin.Serve(ctx, e.metrics, admin.Options{Metrics: metrics, Log: log}) })

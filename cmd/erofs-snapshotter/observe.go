@@ -22,6 +22,7 @@ type observer struct {
 	started time.Time
 	sn      *snapshotter.Snapshotter
 	client  *registry.Client // nil if layers are not pulled from registries
+	demand  *demand
 }
 
 func (o observer) status(ctx context.Context) (admin.Status, error) {
@@ -44,6 +45,13 @@ func (o observer) status(ctx context.Context) (admin.Status, error) {
 	}
 	for _, l := range layers {
 		s.Cache.DiskBytes += l.DiskBytes
+	}
+	s.Keeper = o.keeper(ctx)
+	if s.Keeper != nil {
+		s.LazyFallbacks = map[string]admin.Fallback{}
+		for reason, f := range o.lazyFallbacks() {
+			s.LazyFallbacks[string(reason)] = admin.Fallback(f)
+		}
 	}
 	for reason, f := range o.sn.Remote().Fallbacks() {
 		s.Fallbacks[string(reason)] = admin.Fallback{Count: f.Count, Time: f.Time, Image: f.Image, Cause: f.Cause}
@@ -74,6 +82,7 @@ func (o observer) layers(ctx context.Context) ([]admin.Layer, error) {
 		return nil, err
 	}
 	layers := make([]admin.Layer, 0, len(uses))
+	current, orphans := o.reports()
 	for _, u := range uses {
 		usage, err := o.sn.Layers().Usage(ctx, u.ID)
 		if err != nil {
@@ -86,8 +95,22 @@ func (o observer) layers(ctx context.Context) ([]admin.Layer, error) {
 		if u.Unsynced {
 			l.State = admin.Unsynced
 		}
+		if u.Lazy != nil {
+			r := current[string(u.ID)]
+			l.Lazy = lazyOf(u.Instance, r)
+			if u.Partial() {
+				l.State = admin.Partial
+				if r != nil {
+					l.DiskBytes = r.Progress.PresentBytes
+				}
+			}
+			if l.Source == "" {
+				l.Source = u.Lazy.Images[0]
+			}
+		}
 		layers = append(layers, l)
 	}
+	layers = append(layers, o.leftovers(orphans)...)
 	sizes := map[digest.Digest]int64{}
 	for _, p := range o.sn.Remote().Pulls() {
 		for _, l := range p.Layers {
@@ -170,6 +193,7 @@ func (o observer) metrics() telemetry.Metrics {
 			m.Mounted++
 		}
 	}
+	m.Lazy = o.lazyMetrics(layers)
 	for _, p := range o.sn.Remote().Pulls() {
 		if p.Ended.IsZero() {
 			m.ActivePulls++

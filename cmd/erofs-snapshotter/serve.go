@@ -103,11 +103,18 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, from.close()) }()
-	sn, err := snapshotter.New(ctx, snapshotterOptions(cfg, store, from, log))
+	onDemand := newDemand(cfg, from, log)
+	defer func() { err = errors.Join(err, onDemand.close()) }()
+	// Containers may be waiting for their data, so this comes before all else.
+	if err := onDemand.begin(ctx); err != nil {
+		return err
+	}
+	sn, err := snapshotter.New(ctx, snapshotterOptions(cfg, store, from, onDemand, log))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, sn.Close()) }()
+	defer func() { err = errors.Join(err, onDemand.close(), sn.Close()) }()
+	onDemand.resume(ctx, cfg, sn)
 
 	endpoints, err := listenAll(cfg)
 	if err != nil {
@@ -115,11 +122,12 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 	}
 	log.Info("serving", "version", buildVersion(), "address", cfg.Address, "root", cfg.Root)
 	server, healthServer := newServer(sn, differ.New(sn, sn.Layers(), store), from, log)
-	watch := observer{cfg: cfg, started: time.Now(), sn: sn, client: from.client}
+	watch := observer{cfg: cfg, started: time.Now(), sn: sn, client: from.client, demand: onDemand}
 	work := func(ctx context.Context) error {
 		all, ctx := errgroup.WithContext(ctx)
 		all.Go(func() error { return sn.Run(ctx) })
 		all.Go(func() error { return from.run(ctx) })
+		all.Go(func() error { return onDemand.run(ctx) })
 		endpoints.serve(ctx, all, watch, cfg.Admin.Pprof, log)
 		return all.Wait()
 	}
@@ -128,7 +136,7 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 	return runServer(ctx, server, healthServer, endpoints.containerd, work, log)
 }
 
-func snapshotterOptions(cfg config.Config, store *content.Store, from sources, log *slog.Logger) snapshotter.Options {
+func snapshotterOptions(cfg config.Config, store *content.Store, from sources, onDemand *demand, log *slog.Logger) snapshotter.Options {
 	grace := cfg.Collection.Grace.Duration
 	if grace == 0 {
 		grace = -1 // zero means the default there
@@ -138,6 +146,8 @@ func snapshotterOptions(cfg config.Config, store *content.Store, from sources, l
 		Backend:  file.New(file.Options{Mode: mountModes[cfg.Mount.Mode], Direct: directIO[cfg.Mount.DirectIO]}),
 		Content:  store,
 		Registry: from.registry(),
+		Lazy:     onDemand.loader,
+		OnDemand: onDemand.watcher,
 		Log:      log,
 		Grace:    grace,
 		Keep:     cfg.Collection.Keep.Bytes,
@@ -146,6 +156,7 @@ func snapshotterOptions(cfg config.Config, store *content.Store, from sources, l
 			Parallel:  cfg.Conversion.Parallel,
 			Memory:    cfg.Conversion.Memory.Bytes,
 			SyncAfter: cfg.Conversion.Sync == "after",
+			Left:      func(inst layerstore.Instance, dir string) { onDemand.watcher.Left(string(inst.ID), dir) },
 		},
 	}
 }

@@ -27,12 +27,16 @@ func statusCommand() *cli.Command {
 		Description: "Asks the running daemon over its admin socket. Needs the rights of the user that it runs as, which is root.\n\n" +
 			"--watch goes on until ctrl-C, also while the daemon restarts. On a terminal it shows each layer of each pull with a bar,\n" +
 			"otherwise it writes a line when something has changed; with --json one object a line.\n\n" +
-			"Example:\n\n   erofs-snapshotter status\n   erofs-snapshotter status --watch\n" +
+			"--map draws which parts of a layer are there. LAYER is a digest, with or without sha256:, or the name of an instance;\n" +
+			"a beginning of one is enough.\n\n" +
+			"Example:\n\n   erofs-snapshotter status\n   erofs-snapshotter status --watch\n   erofs-snapshotter status --map 4e6753 --out map.svg\n" +
 			"   erofs-snapshotter status --json | jq '.layers[] | select(.references == 0)'\n\n" +
-			"Exit status: 0 success, 1 the daemon does not answer, 2 wrong usage",
+			"Exit status: 0 success, 1 the daemon does not answer or has no such layer, 2 wrong usage",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print JSON; its fields: docs/monitoring.md"},
 			&cli.BoolFlag{Name: "watch", Usage: "follow what changes"},
+			&cli.StringFlag{Name: "map", Usage: "draw which parts of `LAYER` are there"},
+			&cli.StringFlag{Name: "out", Usage: "write the picture of --map into `FILE`, .svg or .png"},
 			&cli.DurationFlag{Name: "interval", Usage: "`TIME` between two looks of --watch", Value: time.Second},
 		},
 		Action: func(ctx context.Context, c *cli.Command) error {
@@ -43,11 +47,17 @@ func statusCommand() *cli.Command {
 			if interval < minInterval {
 				return usageError{fmt.Errorf("--interval %s is below %s", interval, minInterval)}
 			}
+			if err := checkMapFlags(c); err != nil {
+				return err
+			}
 			cfg, err := loadConfig(c)
 			if err != nil {
 				return err
 			}
 			client, out := admin.NewClient(cfg.AdminAddress()), c.Root().Writer
+			if c.IsSet("map") {
+				return layerMap{client: client, layer: c.String("map"), file: c.String("out"), json: c.Bool("json"), out: out}.show(ctx)
+			}
 			if c.Bool("watch") {
 				ctx, ignoreSignals := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 				defer ignoreSignals()
@@ -60,13 +70,17 @@ func statusCommand() *cli.Command {
 				return err
 			}
 			if c.Bool("json") {
-				e := json.NewEncoder(out)
-				e.SetIndent("", "  ")
-				return e.Encode(s)
+				return printJSON(out, s)
 			}
 			return render.Table(out, s)
 		},
 	}
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
 }
 
 // terminalSize returns the function that asks for the size of the terminal w, nil if it is none that can draw.

@@ -30,12 +30,20 @@ func answerStatus(t *testing.T) (configFile string) {
 	}
 	s := admin.Status{Version: "v9", Started: time.Now(), Root: "/somewhere", Layers: []admin.Layer{{
 		Instance: "0123456789abcdef", Digest: "sha256:4e6753a2b1c0ffee", Kind: "erofs", State: admin.Complete, DiskBytes: 1 << 20, Created: time.Now(),
+	}, {
+		Instance: "1123456789abcdef", Digest: "sha256:88aa", Kind: "erofs", State: admin.Partial,
+		Lazy: &admin.Lazy{Format: "estargz", Bytes: 3 * 4096, PresentBytes: 4096, Extents: 3, PresentExtents: 1},
+	}, {
+		Instance: "2123456789abcdef", Kind: "directory", State: admin.Complete,
 	}}}
+	fill := func(_ context.Context, _ string, cells int) ([]float64, error) {
+		return append([]float64{1}, make([]float64, cells-1)...), nil
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	served := make(chan error, 1)
 	status := func(context.Context) (admin.Status, error) { return s, nil }
 	go func() {
-		served <- admin.Serve(ctx, l, admin.Options{Status: status, Log: slog.New(slog.DiscardHandler)})
+		served <- admin.Serve(ctx, l, admin.Options{Status: status, Map: fill, Log: slog.New(slog.DiscardHandler)})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -54,7 +62,7 @@ func TestStatus(t *testing.T) {
 	}
 	code, stdout, _ = call("--config", configFile, "status", "--json")
 	var s admin.Status
-	if err := json.Unmarshal([]byte(stdout), &s); err != nil || code != 0 || s.Format != admin.Format || s.Root != "/somewhere" || len(s.Layers) != 1 {
+	if err := json.Unmarshal([]byte(stdout), &s); err != nil || code != 0 || s.Format != admin.Format || s.Root != "/somewhere" || len(s.Layers) != 3 {
 		t.Errorf("exit status %d, error %v\nstdout: %s", code, err, stdout)
 	}
 }
@@ -73,6 +81,12 @@ func TestStatusFails(t *testing.T) {
 		{[]string{"status", "--watch"}, 1, "the daemon is not running"},
 		{[]string{"status", "x"}, 2, "takes no arguments"},
 		{[]string{"status", "--watch", "--interval", "1ms"}, 2, "below 100ms"},
+		{[]string{"status", "--map", ""}, 2, "--map needs"},
+		{[]string{"status", "--map", "x", "--watch"}, 2, "do not go together"},
+		{[]string{"status", "--out", "x.svg"}, 2, "--out is for --map"},
+		{[]string{"status", "--map", "x", "--out", "x.svg", "--json"}, 2, "do not go together"},
+		{[]string{"status", "--map", "x", "--out", "x.jpg"}, 2, ".svg or .png"},
+		{[]string{"status", "--map", "x"}, 1, "the daemon is not running"},
 	} {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
 			code, stdout, stderr := call(append([]string{"--config", absent}, test.args...)...)

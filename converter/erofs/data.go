@@ -12,7 +12,7 @@ const dataBufferBytes = 128 << 10
 
 // dataBlob is the data blob while it is written: from the front to the back, with holes where nothing was written.
 type dataBlob struct {
-	out  File
+	out  File  // nil: nothing is written
 	next int64 // first block that is not handed out
 	buf  []byte
 	at   int64 // position of buf in the file
@@ -121,6 +121,9 @@ func (d *dataBlob) finish() error {
 		return err
 	}
 	d.next = max(d.next, 1)
+	if d.out == nil {
+		return nil
+	}
 	if err := d.out.Truncate(d.next * BlockBytes); err != nil {
 		return fmt.Errorf("set length of data blob to %d: %w", d.next*BlockBytes, err)
 	}

@@ -53,6 +53,13 @@ func (p *packer) place(n int) (int64, []byte, error) {
 	return s.start + int64(at), s.data[at : at+n : at+n], nil
 }
 
+// block places a whole block of data and returns its address.
+func (p *packer) block(b []byte) (uint32, error) {
+	at, memory, err := p.place(BlockBytes)
+	copy(memory, b)
+	return uint32(at / BlockBytes), err
+}
+
 // nextSegment starts a new segment behind the current one, which is written unless the packer holds.
 func (p *packer) nextSegment() (*segment, error) {
 	cur := p.segments[len(p.segments)-1]

@@ -20,16 +20,26 @@ func (w *Writer) Sparse(a Attr, size int64, segments []Segment, r io.Reader) (*I
 	if err != nil {
 		return nil, err
 	}
-	chunkBits := sparseChunkBits(size)
-	index, err := w.copyChunks(size, segments, chunkBits, r)
-	if err != nil {
-		return nil, err
+	m := newChunkMap(w.data, size)
+	for _, s := range segments {
+		at, err := m.place(s)
+		if err != nil {
+			return nil, err
+		}
+		if err := w.data.copyAt(r, at, s.Length); err != nil {
+			return nil, fmt.Errorf("segment at %d: %w", s.Offset, err)
+		}
 	}
-	n := diskInode{attr: &a, layout: layoutChunk, size: uint64(size), u: uint32(chunkBits-blockBits) | chunkFormatIndexes}
+	return w.addChunks(a, xattrs, m)
+}
+
+// addChunks places the inode of a sparse file.
+func (w *Writer) addChunks(a Attr, xattrs xattrBody, m *chunkMap) (*Inode, error) {
+	n := diskInode{attr: &a, layout: layoutChunk, size: uint64(m.size), u: uint32(m.bits-blockBits) | chunkFormatIndexes}
 	// The chunk map begins at the next multiple of 8 behind the attributes; inodes begin at a multiple of 32.
 	pad := -(inodeBytes + len(xattrs.bytes)) & 7
-	return w.add(n, xattrs, pad+chunkIndexBytes*len(index), func(b []byte) error {
-		for i, block := range index {
+	return w.add(n, xattrs, pad+chunkIndexBytes*len(m.index), func(b []byte) error {
+		for i, block := range m.index {
 			encodeChunk(b[pad+chunkIndexBytes*i:], block)
 		}
 		return nil
@@ -52,31 +62,37 @@ func encodeChunk(b []byte, block uint32) {
 	le.PutUint32(b[4:], block)
 }
 
-// copyChunks copies the segments into chunks of the data blob and returns the first block of each chunk.
-func (w *Writer) copyChunks(size int64, segments []Segment, chunkBits int, r io.Reader) ([]uint32, error) {
-	chunkBytes := int64(1) << chunkBits
-	index := make([]uint32, (size+chunkBytes-1)>>chunkBits)
-	for i := range index {
-		index[i] = nullBlock
+// chunkMap gives the chunks of a sparse file their blocks in the data blob.
+type chunkMap struct {
+	data  *dataBlob
+	size  int64
+	bits  int
+	index []uint32 // the first block of each chunk
+}
+
+func newChunkMap(data *dataBlob, size int64) *chunkMap {
+	m := &chunkMap{data: data, size: size, bits: sparseChunkBits(size)}
+	m.index = make([]uint32, (size+1<<m.bits-1)>>m.bits)
+	for i := range m.index {
+		m.index[i] = nullBlock
 	}
-	for _, s := range segments {
-		for off, end := s.Offset, s.Offset+s.Length; off < end; {
-			c := off >> chunkBits
-			chunkStart := c << chunkBits
-			if index[c] == nullBlock {
-				length := min(chunkBytes, size-chunkStart) // the last chunk ends with the file
-				first, err := w.data.reserve(alignUp(length, BlockBytes) / BlockBytes)
-				if err != nil {
-					return nil, err
-				}
-				index[c] = uint32(first)
-			}
-			n := min(end, chunkStart+chunkBytes) - off
-			if err := w.data.copyAt(r, int64(index[c])*BlockBytes+off-chunkStart, n); err != nil {
-				return nil, fmt.Errorf("segment at %d: %w", s.Offset, err)
-			}
-			off += n
+	return m
+}
+
+// place returns the position of a segment in the data blob. Segments come in order and none overlaps the one before, so chunks that one
+// segment touches lie there one behind the other.
+func (m *chunkMap) place(s Segment) (int64, error) {
+	for c := s.Offset >> m.bits; c<<m.bits < s.Offset+s.Length; c++ {
+		if m.index[c] != nullBlock {
+			continue
 		}
+		length := min(int64(1)<<m.bits, m.size-c<<m.bits) // the last chunk ends with the file
+		first, err := m.data.reserve(alignUp(length, BlockBytes) / BlockBytes)
+		if err != nil {
+			return 0, err
+		}
+		m.index[c] = uint32(first)
 	}
-	return index, nil
+	c := s.Offset >> m.bits
+	return int64(m.index[c])*BlockBytes + s.Offset - c<<m.bits, nil
 }

@@ -71,7 +71,8 @@ type Writer struct {
 	linked []*Inode // inodes with more than one name: they were written with link count 1
 }
 
-// NewWriter starts an image in two empty files.
+// NewWriter starts an image in two empty files. Without data, nil, the data blob is somebody else's business: only its length is
+// computed, and regular files are added by Reserve and ReserveSparse.
 func NewWriter(meta, data File, o Options) *Writer {
 	return &Writer{meta: meta, opts: o, packer: newPacker(meta), data: newDataBlob(data)}
 }
@@ -124,12 +125,21 @@ func (w *Writer) Symlink(a Attr, target string) (*Inode, error) {
 	if inodeBytes+len(xattrs.bytes)+len(target) <= BlockBytes {
 		return w.add(n, xattrs, len(target), func(b []byte) error { copy(b, target); return nil })
 	}
-	block, err := w.data.block([]byte(target))
-	if err != nil {
+	n.layout = layoutPlain
+	if n.u, err = w.targetBlock(target); err != nil {
 		return nil, err
 	}
-	n.layout, n.u = layoutPlain, deviceAddress+block
 	return w.add(n, xattrs, 0, nil)
+}
+
+// targetBlock writes the target of a symbolic link to a block of its own and returns its address: in the data blob, unless that is not
+// written here.
+func (w *Writer) targetBlock(target string) (uint32, error) {
+	if w.data.out == nil {
+		return w.packer.block([]byte(target))
+	}
+	block, err := w.data.block([]byte(target))
+	return deviceAddress + block, err
 }
 
 // Special adds a device, FIFO or socket. Major (12 bits) and minor (20 bits) are those of a device.

@@ -52,6 +52,8 @@ type Index struct {
 	Digest digest.Digest
 	// Codec is how the layer's blob is compressed.
 	Codec Codec
+	// Hidden are names of regular files in the root of the layer's tar that belong to the format. There are no records of them.
+	Hidden []string
 	// Records starts with the first record. It can be called more than once.
 	Records func() (Reader, error)
 }

@@ -77,13 +77,18 @@ func (b *Backend) mountOnce(ctx context.Context, img fsbackend.Image, target str
 		return err
 	}
 	defer f.close()
-	m, err := b.superblock(ctx, f)
+	m, err := b.superblock(ctx, f, img.OnDemand)
 	if err != nil {
 		return hint(err)
 	}
 	defer m.Close()
 	if err := f.check(m); err != nil {
 		return err
+	}
+	if img.Check != nil {
+		if err := img.Check(m.Path() + "/."); err != nil {
+			return err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -94,7 +99,13 @@ func (b *Backend) mountOnce(ctx context.Context, img fsbackend.Image, target str
 // superblock mounts the image without attaching it anywhere. In mode Auto each image is tried file-backed first: whether that
 // works depends on the filesystem of the files too, so no answer holds for all images. Only ENOTBLK means that a block device would
 // do; with any other error the loop device would hide what is wrong.
-func (b *Backend) superblock(ctx context.Context, f *imageFiles) (*mountapi.Mount, error) {
+//
+// Data that are missing must be asked for in the kernel's name of the file, which a loop device's thread would hide; and with direct I/O the
+// kernel would ask for each piece that it reads.
+func (b *Backend) superblock(ctx context.Context, f *imageFiles, onDemand bool) (*mountapi.Mount, error) {
+	if onDemand {
+		return mountapi.EROFS(f.source(), f.device())
+	}
 	if b.mode == Loop {
 		return b.overLoop(ctx, f)
 	}

@@ -17,10 +17,9 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 )
 
-// image is a workload: what is pulled, and how its first answer is recognized.
+// image is a workload: what is pulled, and how its first answer is recognized. The lab's cache has it in several forms.
 type image struct {
-	name   string
-	layout string // in the lab's cache
+	name string
 	// url answers with status 200 when the image's server is up. Without one the answer is a line on standard output that begins
 	// with "ready", and the container ends by itself.
 	url string
@@ -29,9 +28,9 @@ type image struct {
 func imageName(i image) string { return i.name }
 
 var images = []image{
-	{name: "nginx", layout: "nginx-gzip", url: "http://127.0.0.1:8081/"}, // first HTTP 200
-	{name: "node", layout: "node-gzip"},                                  // imports express, typescript, lodash, moment, axios
-	{name: "scipy", layout: "scipy-gzip"},                                // imports scipy.linalg and solves a system
+	{name: "nginx", url: "http://127.0.0.1:8081/"}, // first HTTP 200
+	{name: "node"},  // imports express, typescript, lodash, moment, axios
+	{name: "scipy"}, // imports scipy.linalg and solves a system
 }
 
 // containerName is unique because each measurement has a containerd namespace of its own.
@@ -44,13 +43,20 @@ type container struct {
 	ref  string
 }
 
-// run starts the container on the host's network, with the image's own command, and returns the time to its answer, and the answer.
-func (c container) run(ctx context.Context, img image) (time.Duration, string, error) {
+// answer is the first one of a container, with the time it took and what had come over the network when it was there.
+type answer struct {
+	text string
+	took time.Duration
+	link int64
+}
+
+// run starts the container on the host's network, with the image's own command. link is asked at the moment of the answer.
+func (c container) run(ctx context.Context, img image, link func() int64) (answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	if img.url != "" {
 		if err := mustRefuse(img.url); err != nil {
-			return 0, "", err
+			return answer{}, err
 		}
 	}
 	cmd := exec.CommandContext(ctx, lab.Program("ctr"), "--address", c.lab.ContainerdAddress(), "--namespace", c.lab.Namespace,
@@ -61,7 +67,7 @@ func (c container) run(ctx context.Context, img image) (time.Duration, string, e
 	cmd.Stderr = &stderr
 	stdout, stdin, err := os.Pipe() // not StdoutPipe: Wait would close it under the reader
 	if err != nil {
-		return 0, "", err
+		return answer{}, err
 	}
 	defer stdout.Close()
 	cmd.Stdout = stdin
@@ -70,7 +76,7 @@ func (c container) run(ctx context.Context, img image) (time.Duration, string, e
 	err = cmd.Start()
 	stdin.Close()
 	if err != nil {
-		return 0, "", err
+		return answer{}, err
 	}
 	ended := make(chan struct{})
 	var exit error // set before ended is closed
@@ -79,13 +85,13 @@ func (c container) run(ctx context.Context, img image) (time.Duration, string, e
 		close(ended)
 	}()
 
-	var answer string
+	var a answer
 	if img.url != "" {
-		answer, err = firstOK(ctx, img.url, ended)
+		a.text, err = firstOK(ctx, img.url, ended)
 	} else {
-		answer, err = firstReady(stdout)
+		a.text, err = firstReady(stdout)
 	}
-	took := time.Since(begin)
+	a.took, a.link = time.Since(begin), link()
 	if err == nil && img.url != "" {
 		_, err = c.lab.Ctr(ctx, "task", "kill", "--signal", "SIGKILL", containerName)
 	}
@@ -97,9 +103,9 @@ func (c container) run(ctx context.Context, img image) (time.Duration, string, e
 		err = exit
 	}
 	if err != nil {
-		return 0, "", fmt.Errorf("run %s: %w: %s", c.ref, err, strings.TrimSpace(stderr.String()))
+		return answer{}, fmt.Errorf("run %s: %w: %s", c.ref, err, strings.TrimSpace(stderr.String()))
 	}
-	return took, answer, nil
+	return a, nil
 }
 
 // mustRefuse makes sure that the answer will be the container's.

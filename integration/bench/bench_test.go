@@ -23,7 +23,7 @@ func TestParse(t *testing.T) {
 	if s.Rounds != 1 || benchkit.Names(s.peers, peerName) != "eager,overlayfs" || benchkit.Names(s.images, imageName) != "scipy" {
 		t.Errorf("settings are %+v", s)
 	}
-	for _, args := range []string{"-peers stargz", "-images scipy,", "-n 0", "word", "-dir /longer/than/sockets/allow"} {
+	for _, args := range []string{"-peers soci", "-images scipy,", "-n 0", "word", "-dir /longer/than/sockets/allow"} {
 		if _, err := parse(append([]string{"-dir=/b"}, strings.Fields(args)...)); err == nil {
 			t.Errorf("%s is accepted", args)
 		}

@@ -1,5 +1,6 @@
 // Command bench measures erofs-snapshotter against its peers and prints tables (Markdown) and lines `ratio NAME VALUE`: an image is
-// pulled from a registry on loopback, directly or over a slow link, and run to its first answer. Conversions of single layers are measured by benchconvert.
+// pulled from a registry on loopback, directly or over a slow link, and run to its first answer. The stargz snapshotter and our peers whose names
+// begin with "lazy" fetch what is read, of images with an index; the others pull whole layers. Conversions of single layers are measured by benchconvert.
 //
 //	make bench                                  everything, 5 rounds
 //	make bench BENCHFLAGS=-quick                one round
@@ -12,6 +13,8 @@
 //   - The page cache is dropped before the pull and again before the run. The registry keeps its blobs in memory.
 //   - One round measures every peer once before the next begins, and each round begins with another peer.
 //   - igzip is in PATH, because containerd unpacks gzip with it when it is there.
+//   - Peers that load on demand go on fetching between pull and run, and what they fetch counts in their bytes. That time is in the CSV file,
+//     as pause_s.
 //   - Peers do not sync what they unpack; we do, before a layer becomes visible. The column "+sync" is how long a syncfs of the
 //     root's file system took right after the pull: what is missing until a power cut no longer matters.
 //
@@ -36,6 +39,7 @@ var programs = []benchkit.Program{
 	{Path: lab.Program("containerd"), Version: "2.4.2"},
 	{Path: lab.Program("runc"), Version: "1.5.2"},
 	{Path: lab.Program("mkfs.erofs"), Version: "1.9.4"},
+	{Path: lab.Program("ministargz"), Version: "0.19.1"},
 	{Path: "igzip"},
 }
 

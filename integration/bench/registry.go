@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,8 +43,17 @@ type registry struct {
 
 func startRegistry(ctx context.Context, w *benchkit.Workshop, s settings) (_ *registry, err error) {
 	opts := lab.Options{Dir: w.Memory(), NoDaemon: true}
-	for _, img := range s.images {
-		opts.Images = append(opts.Images, img.layout)
+	for _, p := range s.peers {
+		for _, img := range s.images {
+			if layout := p.layout(img); !slices.Contains(opts.Images, layout) {
+				opts.Images = append(opts.Images, layout)
+			}
+		}
+	}
+	for _, layout := range opts.Images {
+		if err := lab.Image(layout).Missing(); err != nil {
+			return nil, err
+		}
 	}
 	l, err := lab.Start(ctx, opts)
 	if err != nil {
@@ -72,12 +82,21 @@ func (r *registry) close() error {
 	return errors.Join(append(errs, r.lab.Close())...)
 }
 
-// ref is the name of an image over a network.
-func (r *registry) ref(img image, n network) string {
+// ref is the name of a layout over a network.
+func (r *registry) ref(layout string, n network) string {
 	if link := r.links[n.name]; link != nil {
-		return r.lab.RefAt(link.Addr(), img.layout)
+		return r.lab.RefAt(link.Addr(), layout)
 	}
-	return r.lab.Ref(img.layout)
+	return r.lab.Ref(layout)
+}
+
+// received is how many bytes have come over a network so far, those of requests that have not ended among them. It is 0 for loopback,
+// where nothing counts them.
+func (r *registry) received(n network) int64 {
+	if link := r.links[n.name]; link != nil {
+		return link.Downstream()
+	}
+	return 0
 }
 
 // mark begins the counting of what is sent.
@@ -86,7 +105,7 @@ func (r *registry) mark() {
 	r.marked = len(log)
 }
 
-// sent is how many bytes of the image's manifests and blobs the registry sent since the mark.
+// sent is how many bytes of the image's manifests and blobs the registry sent since the mark, by requests that have ended.
 func (r *registry) sent(img image) (int64, error) {
 	time.Sleep(100 * time.Millisecond) // a request is logged a moment after its last byte
 	log, err := r.lab.Log("registry")

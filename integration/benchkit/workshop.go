@@ -19,7 +19,7 @@ import (
 const (
 	// DiskBytes holds the largest image (1.4 GB with its blobs under overlayfs) and leaves ext4 half empty.
 	DiskBytes = 4 << 30
-	// memoryBytes bounds the tmpfs, with a registry's blobs of 0.4 GB.
+	// memoryBytes bounds the tmpfs, with a registry's blobs of 1.2 GB.
 	memoryBytes = 2 << 30
 	// unmountTimeout is how long the last user of a file system may take to go away.
 	unmountTimeout = 10 * time.Second

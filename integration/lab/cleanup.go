@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -157,65 +156,7 @@ func clearIfAbandoned(lockPath string) error {
 		return nil // in use
 	}
 	dir := filepath.Dir(lockPath)
-	endProcesses(dir, "containerd", "containerd-shim-runc-v2", "registry", "erofs-snapshotter", testDaemon)
+	endProcesses(dir, "containerd", "containerd-shim-runc-v2", "registry", daemonName, stargzProgram)
+	endProcesses(dir, keeperName) // after the daemon, which would start another
 	return removeTraces(dir)
-}
-
-// endShims ends the shims that outlived their containers' deletion, and what runs below them.
-func endShims(dir string) { endProcesses(dir, "containerd-shim-runc-v2") }
-
-// endProcesses kills the processes whose program has one of the names and whose arguments lie in dir, with all their descendants, and
-// waits until they are gone.
-func endProcesses(dir string, programs ...string) {
-	var doomed []int
-	for pid, args := range processes() {
-		ours := slices.ContainsFunc(args[1:], func(arg string) bool { return strings.HasPrefix(arg, dir+"/") })
-		if ours && slices.Contains(programs, filepath.Base(args[0])) {
-			doomed = append(doomed, descendants(pid)...)
-			doomed = append(doomed, pid)
-		}
-	}
-	for _, pid := range doomed {
-		_ = unix.Kill(pid, unix.SIGKILL)
-	}
-	deadline := time.Now().Add(killTimeout)
-	for _, pid := range doomed {
-		for unix.Kill(pid, 0) == nil && time.Now().Before(deadline) {
-			time.Sleep(pollInterval)
-		}
-	}
-}
-
-// processes returns the command line of every process.
-func processes() map[int][]string {
-	all := map[int][]string{}
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, d := range dirs {
-		pid, err := strconv.Atoi(filepath.Base(d))
-		if err != nil {
-			continue
-		}
-		if b, err := os.ReadFile(d + "/cmdline"); err == nil && len(b) > 0 {
-			all[pid] = strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		}
-	}
-	return all
-}
-
-// descendants returns the children of a process and theirs, the innermost first.
-func descendants(pid int) []int {
-	var all []int
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, list := range lists {
-		b, err := os.ReadFile(list)
-		if err != nil {
-			continue
-		}
-		for field := range strings.FieldsSeq(string(b)) {
-			if child, err := strconv.Atoi(field); err == nil {
-				all = append(append(all, descendants(child)...), child)
-			}
-		}
-	}
-	return all
 }

@@ -89,6 +89,9 @@ func (l *Lab) checkPlugins(ctx context.Context) error {
 	if l.opts.CRI {
 		needed["io.containerd.grpc.v1.cri"] = true
 	}
+	if l.opts.Stargz {
+		needed["io.containerd.snapshotter.v1."+Stargz] = true
+	}
 	if l.opts.BuiltinErofs {
 		needed["io.containerd.differ.v1.erofs"] = true
 	}
@@ -114,8 +117,11 @@ func (l *Lab) writeContainerdConfig() (string, error) {
 	values := struct {
 		Options                                           // what .CRI, .Differ, .Announce and others are
 		Dir, Address, Root, DiffPlugin, Pause, Bin string // Dir: the lab's own, not that of the options
-		Platform                                   string
-	}{l.opts, l.Dir, l.SnapshotterAddress(), l.SnapshotterRoot(), Differ, l.Ref(pauseImage), Program(""), "linux/" + runtime.GOARCH}
+		StargzAddress, StargzRoot, Platform        string
+	}{
+		l.opts, l.Dir, l.SnapshotterAddress(), l.SnapshotterRoot(), Differ, l.Ref(pauseImage), Program(""),
+		l.stargzAddress(), l.StargzRoot(), "linux/" + runtime.GOARCH,
+	}
 	name := "containerd.toml.tmpl"
 	if l.opts.Containerd == Containerd17 {
 		name = "containerd17.toml.tmpl"

@@ -37,7 +37,8 @@ debian_mirror() {
 
 # private_apt SUITE TYPE SUBCOMMAND...: apt-get that sees nothing but SUITE (TYPE is deb or deb-src), with lists of its own. It can
 # download packages of another Debian release; the machine's apt does not notice.
-private_apt() {
+private_apt() { locked "apt-$1-$2" private_apt_get "$@"; }
+private_apt_get() {
 	local suite=$1 type=$2 d=$CACHE/apt/$1-$2
 	shift 2
 	mkdir -p "$d/lists/partial" "$d/archives/partial"

@@ -42,7 +42,7 @@ type Options struct {
 	// Dir is where the private directory is made. Default: the directory for temporary files. Socket paths must fit: at most 22
 	// characters.
 	Dir string
-	// Daemon is the program to run as our daemon. Default: built from the checkout.
+	// Daemon is the program to run as our daemon; the keeper is beside it. Default: both are built from the checkout.
 	Daemon string
 	// DaemonConfig is TOML that is appended to the configuration of our daemon; it begins with top-level keys, if any. The lab
 	// itself sets root, address and the table containerd. It is a template that is executed with the Lab, for paths and addresses that
@@ -50,6 +50,9 @@ type Options struct {
 	DaemonConfig string
 	// NoDaemon leaves our daemon out; containerd is configured for it all the same. StartSnapshotter may start it later.
 	NoDaemon bool
+	// KeeperPatience lets the lab start a keeper before the daemon, with this patience, as a service manager does. Default: the daemon starts
+	// one, as the table keeper of DaemonConfig says.
+	KeeperPatience time.Duration
 	// Containerd is the release line of containerd. Default: Containerd24.
 	Containerd string
 	// PluginName is what containerd calls our snapshotter. Default: Snapshotter.
@@ -62,6 +65,8 @@ type Options struct {
 	Differ string
 	// BuiltinErofs configures containerd's own erofs snapshotter and differ too. 1.7 has none.
 	BuiltinErofs bool
+	// Stargz runs the stargz snapshotter and configures containerd for it. Not with Containerd17.
+	Stargz bool
 	// CRI turns on the CRI plugin, with our snapshotter as its default. It implies the image pause-gzip.
 	CRI bool
 	// CNI gives pods that are not on the host network a bridge. Without it only pods on the host network start.
@@ -79,10 +84,11 @@ type Lab struct {
 
 	opts        Options
 	lock        *os.File // locked for as long as the lab lives
-	daemonPath  string
 	registry    registry
 	containerd  *process
 	snapshotter *process
+	keeper      *process // only if it is the lab that started it
+	stargz      *process
 	client      *containerd.Client
 }
 
@@ -125,6 +131,16 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 			return nil, err
 		}
 	}
+	if opts.KeeperPatience > 0 {
+		if err := l.StartKeeper(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if opts.Stargz {
+		if err := l.startStargz(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if !opts.NoDaemon {
 		if err := l.StartSnapshotter(ctx); err != nil {
 			return nil, err
@@ -140,6 +156,9 @@ func New(t testing.TB, opts Options) *Lab {
 	testenv.Need(t, testenv.Root, Tools, Containerd(cmp.Or(opts.Containerd, Containerd24)))
 	for _, image := range opts.Images {
 		testenv.Need(t, Image(image))
+	}
+	if opts.Stargz {
+		testenv.Need(t, ToolProgram(stargzProgram))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -167,7 +186,7 @@ func (l *Lab) Close() error {
 	}
 	errs = append(errs, l.StopContainerd())
 	endShims(l.Dir)
-	errs = append(errs, l.StopSnapshotter(), l.StopRegistry(), removeTraces(l.Dir))
+	errs = append(errs, l.StopSnapshotter(), l.KillKeeper(), l.stargz.stop(), l.StopRegistry(), removeTraces(l.Dir))
 	if l.lock != nil {
 		errs = append(errs, l.lock.Close())
 		l.lock = nil
@@ -192,7 +211,8 @@ func (l *Lab) ContainerdAddress() string { return l.path("containerd/containerd.
 // ContainerdRoot is the root directory of containerd; its own snapshotters keep their snapshots below it.
 func (l *Lab) ContainerdRoot() string { return l.path("containerd/root") }
 
-// Log returns everything that "registry", "containerd" or "snapshotter" has written so far, over all of its restarts.
+// Log returns everything that "registry", "containerd" or "snapshotter" has written so far, over all of its restarts. A keeper that the daemon
+// started writes to the daemon's log, one of Options.KeeperPatience to "keeper".
 func (l *Lab) Log(name string) (string, error) {
 	b, err := os.ReadFile(l.logPath(name))
 	return string(b), err

@@ -123,6 +123,73 @@ func TestSnapshotter(t *testing.T) {
 	}
 }
 
+// TestKeeper kills the keeper that the lab started, alone and together with the daemon.
+func TestKeeper(t *testing.T) {
+	testenv.Need(t, testenv.EROFS)
+	l := New(t, Options{KeeperPatience: time.Minute})
+	keeper := func() int {
+		t.Helper()
+		pid, err := l.KeeperPID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pid
+	}
+	first := keeper()
+	if first == 0 {
+		t.Fatal("no keeper runs")
+	}
+	if err := l.KillBoth(); err != nil {
+		t.Fatal(err)
+	}
+	if keeper() != 0 || l.SnapshotterPID() != 0 {
+		t.Errorf("keeper %d and daemon %d run", keeper(), l.SnapshotterPID())
+	}
+	if err := l.StartKeeper(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second := keeper()
+	if second == 0 || second == first {
+		t.Errorf("keeper %d after %d", second, first)
+	}
+	if err := l.KillKeeper(); err != nil {
+		t.Fatal(err)
+	}
+	if pid := keeper(); pid == second {
+		t.Errorf("keeper %d still runs", pid)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := processesOf(l.Dir); n != 0 {
+		t.Errorf("%d processes are still there", n)
+	}
+}
+
+var fuse = testenv.Feature{Name: "fuse", Missing: func() error {
+	_, err := os.Stat("/dev/fuse")
+	return err
+}}
+
+// TestStargz runs a container whose layers are mounted by the stargz snapshotter.
+func TestStargz(t *testing.T) {
+	testenv.Need(t, fuse)
+	l := New(t, Options{NoDaemon: true, Stargz: true, Images: []string{"busybox-estargz"}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ref := l.Ref("busybox-estargz")
+	if _, err := l.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", Stargz, ref); err != nil {
+		t.Fatal(err)
+	}
+	if points, err := l.Mounts("stargz"); err != nil || len(points) != 1 {
+		t.Errorf("mounts of the layers: %q, error %v, want one", points, err)
+	}
+	out, err := l.Ctr(ctx, "run", "--rm", "--snapshotter", Stargz, ref, "c1", "/bin/echo", "hello")
+	if err != nil || out != "hello\n" {
+		t.Errorf("the container printed %q, error %v, want hello", out, err)
+	}
+}
+
 // TestClearAbandoned kills the owner of a lab with a running container and lets the next one clear up.
 func TestClearAbandoned(t *testing.T) {
 	testenv.Need(t, testenv.Root, Tools, Image("busybox-gzip"))
@@ -158,7 +225,8 @@ func TestClearAbandoned(t *testing.T) {
 
 // abandon starts a lab with a container and kills its own process.
 func abandon(t *testing.T, parent string) {
-	l, err := Start(t.Context(), Options{NoDaemon: true, Images: []string{"busybox-gzip"}, Dir: parent})
+	opts := Options{NoDaemon: true, KeeperPatience: time.Minute, Images: []string{"busybox-gzip"}, Dir: parent}
+	l, err := Start(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}

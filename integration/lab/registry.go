@@ -297,9 +297,9 @@ func (l *Lab) Ref(image string) string { return l.RefAt(l.Host, image) }
 
 // RefAt is Ref for another address of the registry, such as a proxy's.
 func (l *Lab) RefAt(host, image string) string {
-	name, tag := image, "latest"
-	if i := strings.LastIndexByte(image, '-'); i >= 0 {
-		name, tag = image[:i], image[i+1:]
+	name, tag, ok := strings.Cut(image, "-")
+	if !ok {
+		tag = "latest"
 	}
 	return host + "/" + name + ":" + tag
 }

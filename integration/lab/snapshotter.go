@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
 	"text/template"
 )
 
@@ -18,12 +15,9 @@ func (l *Lab) StartSnapshotter(ctx context.Context) error {
 	if l.snapshotter.running() {
 		return errors.New("the snapshotter runs already")
 	}
-	if l.daemonPath == "" {
-		path, err := l.daemonProgram()
-		if err != nil {
-			return err
-		}
-		l.daemonPath = path
+	program, err := l.daemon()
+	if err != nil {
+		return err
 	}
 	config := l.path("etc/snapshotter.toml")
 	own, err := l.expand(l.opts.DaemonConfig)
@@ -35,17 +29,22 @@ func (l *Lab) StartSnapshotter(ctx context.Context) error {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	if l.snapshotter, err = l.startProcess("snapshotter", l.daemonPath, "--config", config, "serve"); err != nil {
+	if l.snapshotter, err = l.startProcess("snapshotter", program, "--config", config, "serve"); err != nil {
 		return err
 	}
-	return l.snapshotter.ready(ctx, func(ctx context.Context) error {
+	return l.snapshotter.ready(ctx, listens(l.SnapshotterAddress()))
+}
+
+// listens asks whether somebody does on a socket.
+func listens(address string) func(context.Context) error {
+	return func(ctx context.Context) error {
 		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", l.SnapshotterAddress())
+		conn, err := d.DialContext(ctx, "unix", address)
 		if err != nil {
 			return err
 		}
 		return conn.Close()
-	})
+	}
 }
 
 // expand executes a template with the lab's methods and fields.
@@ -71,49 +70,4 @@ func (l *Lab) SnapshotterPID() int {
 		return 0
 	}
 	return l.snapshotter.cmd.Process.Pid
-}
-
-func (l *Lab) daemonProgram() (string, error) {
-	if l.opts.Daemon != "" {
-		return filepath.Abs(l.opts.Daemon)
-	}
-	return buildDaemon()
-}
-
-// testDaemon is the name of the daemon that was built for tests.
-const testDaemon = "erofs-snapshotter-test"
-
-// buildDaemon builds the daemon once per process, so that tests never run one that is older than the sources.
-var buildDaemon = sync.OnceValues(func() (string, error) {
-	root, err := moduleRoot()
-	if err != nil {
-		return "", err
-	}
-	path := Program(testDaemon)
-	// Renamed into place: another process may be running the one that is there.
-	part := fmt.Sprintf("%s.%d", path, os.Getpid())
-	defer os.Remove(part)
-	cmd := exec.Command("go", "build", "-trimpath", "-o", part, "./cmd/erofs-snapshotter")
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
-	}
-	return path, os.Rename(part, path)
-})
-
-// moduleRoot is the directory of the checkout's go.mod.
-func moduleRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for d := dir; ; d = filepath.Dir(d) {
-		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
-			return d, nil
-		}
-		if d == filepath.Dir(d) {
-			return "", fmt.Errorf("no go.mod at or above %s", dir)
-		}
-	}
 }

@@ -10,6 +10,8 @@
 #   runc
 #   registry     the distribution registry
 #   crane        pushes OCI layouts
+#   skopeo       makes images as podman does; of a newer Debian, with the libraries it needs, in a directory of its own: skopeo/
+#   ministargz   the stargz snapshotter, a peer of benchmarks
 #   cni          CNI plugins for pods with a network of their own
 #   erofs-utils  mkfs, fsck and dump.erofs, from the source package of a newer Debian
 #   staticcheck
@@ -25,6 +27,8 @@ containerd21_suite=forky
 runc=v1.5.2
 registry=v3.1.2
 crane=v0.22.1
+skopeo=1.18.0
+skopeo_suite=trixie
 cni=v1.9.1
 erofs_utils=1.9.4
 erofs_utils_suite=forky
@@ -91,6 +95,17 @@ step_cni() {
 }
 step_staticcheck() { go_tool staticcheck $staticcheck "" staticcheck honnef.co/go/tools/cmd/staticcheck; }
 
+# The stargz snapshotter's own daemon cannot be had with "go install", its library can.
+step_ministargz() {
+	local stargz start log=$CACHE/logs/ministargz.log
+	stargz=$(sed -n 's|.*containerd/stargz-snapshotter v|v|p' "$HERE/ministargz/go.mod")
+	installed ministargz "$stargz" ministargz && [ "$HERE/ministargz/main.go" -ot "$CACHE/bin/ministargz" ] && return
+	start=$(date +%s)
+	(cd "$HERE/ministargz" && GOFLAGS= CGO_ENABLED=1 go build -ldflags '-s -w' -o "$CACHE/bin/ministargz" .) >"$log" 2>&1 || die "build ministargz" "$log"
+	echo "$stargz" >"$CACHE/stamps/ministargz"
+	note "ministargz $stargz built in $(seconds_since "$start")"
+}
+
 # Debian's stable mkfs.erofs is too old for containerd's erofs differ (no --tar), and the programs of newer releases need a newer libc.
 step_erofs-utils() {
 	installed erofs-utils $erofs_utils mkfs.erofs fsck.erofs dump.erofs && return
@@ -139,6 +154,36 @@ unpack_debian_containerd() {
 		install tree/usr/bin/{containerd,ctr,containerd-shim-runc-v2} "$CACHE/$name/bin/"
 }
 
+# The skopeo of Debian 12 writes zstd:chunked with the annotations of another dialect, and those of newer releases need a newer libc:
+# it comes with its own.
+step_skopeo() {
+	installed skopeo $skopeo skopeo ../skopeo/usr/bin/skopeo && return
+	local start log=$CACHE/logs/skopeo.log src=$CACHE/src/skopeo
+	start=$(date +%s)
+	unpack_skopeo >"$log" 2>&1 || die "install skopeo of Debian $skopeo_suite" "$log"
+	echo $skopeo >"$CACHE/stamps/skopeo"
+	note "$("$CACHE/bin/skopeo" --version) installed in $(seconds_since "$start")"
+	rm -rf "$src"
+}
+
+# Runs as the left side of ||, where set -e does not work; hence the chain.
+unpack_skopeo() {
+	local deb
+	rm -rf "$src" "$CACHE/skopeo" && mkdir -p "$src" "$CACHE/skopeo" && cd "$src" &&
+		private_apt $skopeo_suite deb update -qq &&
+		private_apt $skopeo_suite deb download -qq skopeo libc6 libgpgme11t64 libassuan9 libgpg-error0 libsqlite3-0 &&
+		for deb in *.deb; do dpkg -x "$deb" "$CACHE/skopeo" || return; done &&
+		cat >"$CACHE/bin/skopeo" <<-'SH' && chmod 755 "$CACHE/bin/skopeo" && "$CACHE/bin/skopeo" --version
+			#!/bin/sh
+			# The program with the loader and the libraries that came with it.
+			dir=$(dirname "$(dirname "$(readlink -f "$0")")")/skopeo/usr
+			set -- "$dir/bin/skopeo" "$@"
+			for loader in "$dir"/lib/*/ld-linux-*.so.*; do
+				exec "$loader" --library-path "$(dirname "$loader")" "$@"
+			done
+		SH
+}
+
 # debian_revision: the Debian version, such as 1.9.4-1, that the suite has of the wanted release. Once the suite has moved on, what
 # it has then: a tool for tests may be newer, and must not make them impossible.
 debian_revision() {
@@ -150,7 +195,7 @@ debian_revision() {
 # A function is read to its end before it runs: an edit of this file meanwhile does no harm.
 main() {
 	local step
-	[ $# -gt 0 ] || set -- packages erofs-utils containerd containerd-1.7 containerd-2.1 runc registry crane cni staticcheck
+	[ $# -gt 0 ] || set -- packages erofs-utils containerd containerd-1.7 containerd-2.1 runc registry crane skopeo ministargz cni staticcheck
 	for step; do
 		declare -F "step_$step" >/dev/null || die "no step $step; the head of $0 lists them"
 		locked "tool-$step" "step_$step"

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,6 +63,9 @@ func (o Options) check() error {
 	}
 	if o.PluginName == "erofs" && o.Containerd != Containerd17 {
 		return fmt.Errorf("plugin name erofs: containerd %s has a snapshotter of that name and panics when there are two", o.Containerd)
+	}
+	if o.Stargz && o.Containerd == Containerd17 {
+		return errors.New("the configuration for containerd 1.7 has no stargz snapshotter")
 	}
 	switch o.Announce {
 	case AnnounceNothing, AnnounceTransfer, AnnounceLocal:

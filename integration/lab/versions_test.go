@@ -97,6 +97,7 @@ func TestCheck(t *testing.T) {
 		"1.6":                  {NoDaemon: true, Containerd: "1.6"},
 		"panics":               {NoDaemon: true, PluginName: "erofs"},
 		"radio":                {NoDaemon: true, Announce: "radio"},
+		"stargz":               {NoDaemon: true, Containerd: Containerd17, Stargz: true},
 		"handshake":            {NoDaemon: true, Registry: Registry{Auth: "handshake"}},
 		"Options.DaemonConfig": {Daemon: "/bin/false", DaemonConfig: "{{"},
 	} {

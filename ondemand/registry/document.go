@@ -83,7 +83,7 @@ func (c *Client) Document(ctx context.Context, image string, desc ocispec.Descri
 
 // ask does one thing at one host after the other, until it works.
 func ask[T any](ctx context.Context, c *Client, o *object, at func(context.Context, *endpoint) (T, *failure)) (T, error) {
-	attempts := c.attempts(o)
+	attempts := c.attempts(ctx, o)
 	for {
 		ep, err := attempts.next(ctx)
 		if err != nil {

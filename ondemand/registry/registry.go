@@ -127,4 +127,21 @@ func Background(ctx context.Context) context.Context {
 	return context.WithValue(ctx, backgroundKey{}, true)
 }
 
+type againKey struct{}
+
+// Again marks a read of what came wrong n times: the n-th host after the first is asked first, then those after it, and then the others, so
+// that not every attempt gets the same bytes.
+func Again(ctx context.Context, n int) context.Context {
+	if n <= 0 {
+		return ctx
+	}
+	return context.WithValue(ctx, againKey{}, n)
+}
+
+// timesWrong is the n of Again, or 0.
+func timesWrong(ctx context.Context) int {
+	n, _ := ctx.Value(againKey{}).(int)
+	return n
+}
+
 func inBackground(ctx context.Context) bool { return ctx.Value(backgroundKey{}) != nil }

@@ -25,10 +25,12 @@ var defaultPolicy = policy{rounds: 10, first: 100 * time.Millisecond, most: 8 * 
 
 // attempts decides which host is asked next for an object. It belongs to one goroutine.
 //
-// Hosts are asked in their order, those that fail of late after the others. When each has failed, there is a pause and another round.
+// Hosts are asked in their order, or beginning with another one than the first (Again), those that fail of late after the others. When each
+// has failed, there is a pause and another round.
 // A host with a failure that it would repeat is left out; one whose answers break the protocol has a few more tries. When enough bytes have come it forgets the rounds but not who is left out.
 type attempts struct {
 	object  *object
+	order   []*endpoint
 	policy  policy
 	pause   *backoff.ExponentialBackOff
 	left    []*endpoint // of this round
@@ -40,8 +42,12 @@ type attempts struct {
 	since   time.Time
 }
 
-func (c *Client) attempts(o *object) *attempts {
-	a := &attempts{object: o, policy: c.policy, failed: map[*endpoint]*failure{}}
+func (c *Client) attempts(ctx context.Context, o *object) *attempts {
+	a := &attempts{object: o, order: o.endpoints, policy: c.policy, failed: map[*endpoint]*failure{}}
+	if n := timesWrong(ctx); n > 0 && len(o.endpoints) > 0 {
+		n %= len(o.endpoints)
+		a.order = slices.Concat(o.endpoints[n:], o.endpoints[:n])
+	}
 	a.pause = &backoff.ExponentialBackOff{
 		InitialInterval: a.policy.first, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: a.policy.most,
 	}
@@ -63,9 +69,9 @@ func (a *attempts) forget() {
 	a.left = nil
 }
 
-// without returns the hosts that are not left out, and not the given one.
+// without returns the hosts that are not left out, and not the given one, in the order in which they are asked.
 func (a *attempts) without(other *endpoint) []*endpoint {
-	return slices.DeleteFunc(slices.Clone(a.object.endpoints), func(e *endpoint) bool {
+	return slices.DeleteFunc(slices.Clone(a.order), func(e *endpoint) bool {
 		f := a.failure(e)
 		return e == other || f != nil && f.lasting
 	})

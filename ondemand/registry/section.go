@@ -37,7 +37,7 @@ type section struct {
 }
 
 func (c *Client) section(ctx context.Context, o *object, off, end int64) *section {
-	return &section{client: c, ctx: ctx, object: o, attempts: c.attempts(o), off: off, end: end}
+	return &section{client: c, ctx: ctx, object: o, attempts: c.attempts(ctx, o), off: off, end: end}
 }
 
 // open makes a host send, unless one does already.

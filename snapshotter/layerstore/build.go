@@ -32,21 +32,7 @@ func (s *Store) make(ctx context.Context, id ID, fill fill) (Instance, error) {
 		if inst.DiskBytes, err = files.sync(inst); err != nil {
 			return err
 		}
-		if err := writeRecord(filepath.Join(work, recordName), inst, true); err != nil {
-			return err
-		}
-		if err := syncDir(work); err != nil {
-			return err
-		}
-		step.Reached("layerstore/build/written")
-		if err := os.Rename(work, s.path(id)); err != nil {
-			return err
-		}
-		step.Reached("layerstore/build/renamed")
-		if err := syncDir(s.dir); err != nil {
-			return errors.Join(err, os.Rename(s.path(id), work))
-		}
-		return nil
+		return s.putInPlace(work, inst)
 	})
 	if err != nil {
 		return Instance{}, err

@@ -55,8 +55,16 @@ func (s *Store) Import(ctx context.Context, layer digest.Digest, open Opener) (I
 		return Instance{}, Pin{}, err
 	}
 	id := EagerID(layer)
+	return s.importAs(ctx, id, layer, s.fromBlob(id, open))
+}
+
+// maker makes the instance of a build. What it returns besides is what remains to be done once the instance is in use; it may be nil.
+type maker func(context.Context, *build) (Instance, func(), error)
+
+// importAs is Import for an instance that is made in any way.
+func (s *Store) importAs(ctx context.Context, id ID, layer digest.Digest, do maker) (Instance, Pin, error) {
 	for failed := false; ; {
-		inst, pin, b, mine, err := s.join(ctx, id, layer, open)
+		inst, pin, b, mine, err := s.join(ctx, id, layer, do)
 		if err != nil || b == nil {
 			return inst, pin, err
 		}
@@ -128,7 +136,7 @@ func (s *Store) ImportAhead(ctx context.Context, layer digest.Digest, open Opene
 		return false
 	}
 	s.aheadNow++
-	b := s.begin(ctx, id, layer, open, at)
+	b := s.begin(ctx, id, layer, s.fromBlob(id, open), at)
 	b.ahead = true
 	return true
 }
@@ -153,7 +161,7 @@ func (s *Store) AbandonAhead(layer digest.Digest) {
 const aheadHold = 10 * time.Minute
 
 // join returns the instance with a pin if it is there, and otherwise the build to wait for, and whether this call began it.
-func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opener) (_ Instance, _ Pin, _ *build, mine bool, _ error) {
+func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, do maker) (_ Instance, _ Pin, _ *build, mine bool, _ error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if inst, ok := s.instances[id]; ok {
@@ -172,13 +180,13 @@ func (s *Store) join(ctx context.Context, id ID, layer digest.Digest, open Opene
 	if s.closed {
 		return Instance{}, Pin{}, nil, false, errors.New("layer store is closed")
 	}
-	b := s.begin(ctx, id, layer, open, &place{places: s.places})
+	b := s.begin(ctx, id, layer, do, &place{places: s.places})
 	b.waiters = 1
 	return Instance{}, Pin{}, b, true, nil
 }
 
 // begin starts a build, which waits for a place unless at is one. It is called with mu held.
-func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Opener, at *place) *build {
+func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, do maker, at *place) *build {
 	// The conversion belongs to all who wait, not to the first: it keeps the values of ctx but not its end.
 	buildCtx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), placeKey{}, at))
 	b := &build{layer: layer, with: ctx.Value(togetherKey{}), cancel: cancel, done: make(chan struct{})}
@@ -191,23 +199,32 @@ func (s *Store) begin(ctx context.Context, id ID, layer digest.Digest, open Open
 				return
 			}
 		}
+		inst, after, err := do(buildCtx, b)
+		at.leave()
+		s.finish(id, b, inst, err)
+		if after != nil {
+			after()
+		}
+	})
+	return b
+}
+
+// fromBlob makes the instance id from a layer's whole blob.
+func (s *Store) fromBlob(id ID, open Opener) maker {
+	return func(ctx context.Context, b *build) (Instance, func(), error) {
 		fill := func(ctx context.Context, t converter.Target) (Instance, error) {
 			return s.convertLayer(ctx, b, open, t)
 		}
 		if !s.syncAfter {
-			inst, err := s.make(buildCtx, id, fill)
-			at.leave()
-			s.finish(id, b, inst, err)
-			return
+			inst, err := s.make(ctx, id, fill)
+			return inst, nil, err
 		}
-		inst, files, err := s.makeUnsynced(buildCtx, id, fill)
-		at.leave()
-		s.finish(id, b, inst, err)
-		if err == nil {
-			s.settle(inst, files)
+		inst, files, err := s.makeUnsynced(ctx, id, fill)
+		if err != nil {
+			return Instance{}, nil, err
 		}
-	})
-	return b
+		return inst, func() { s.settle(inst, files) }, nil
+	}
 }
 
 // leaveAhead makes b a build like others. It is called with mu held.
@@ -294,6 +311,9 @@ func (s *Store) count(b *build, inst Instance, err error) {
 		return
 	}
 	m := b.meter.Load()
+	if m == nil {
+		return // made from an index
+	}
 	s.stats.Layers++
 	s.stats.BlobBytes += m.read.Load()
 	s.stats.TarBytes += inst.DiffBytes

@@ -7,10 +7,13 @@
 //	layers/<id>/layer.json      kind "erofs": what the instance is, see Instance; has a format version
 //	            meta.erofs      the meta image
 //	            data            the data blob
+//	            extents         of a lazy instance: see package blob, as for present
+//	            present         of a lazy instance: which of its data are there
 //	layers/<id>/origin          kind "directory": a symbolic link to nowhere, its target is the snapshot id
 //	            dir/            the tree
 //	layers/.building-<id>/      work in progress
 //	layers/.broken-<id>/        what Open found damaged; kept for whoever wants to look, never used
+//	orphans/<random>/           lazy instances that were discarded while data were missing: a container may still read from them
 //	removing/                   what is being deleted, of the store and of its caller
 //
 // # What becomes visible when
@@ -93,6 +96,9 @@ type Options struct {
 	SyncAfter bool
 	// Lost is called with an instance that has left the store because the disk did not take it. It may be mounted.
 	Lost func(ID)
+	// Left is called with a lazy instance that has left the store, and the directory where its files are now: that of an orphan if it is
+	// partial, see Orphans. It must return at once and call nothing of the store.
+	Left func(inst Instance, dir string)
 	// MakeRoom is called when the disk has no room for a conversion, after what that had written was deleted. If it returns true, because it
 	// has deleted something, the conversion is tried once more, which opens its blob again.
 	MakeRoom func(context.Context) bool
@@ -120,11 +126,13 @@ func (o Options) parallel() int {
 type Store struct {
 	dir      string // layers/
 	removing string // removing/
+	orphans  string // orphans/
 	log      *slog.Logger
 	limits   converter.Limits
 
 	syncAfter bool
 	lost      func(ID)
+	left      func(Instance, string)
 	makeRoom  func(context.Context) bool
 
 	// What makes the two files of an instance; tests replace them.
@@ -136,7 +144,8 @@ type Store struct {
 	places   places // of the conversions that run, parallel of them
 	parallel int
 
-	deleting sync.Mutex // one DeleteDiscarded at a time
+	deleting  sync.Mutex // one DeleteDiscarded at a time
+	recording sync.Mutex // one change of what is kept about an instance at a time
 
 	// mu guards what follows. It is held while an instance's directory is renamed away, never while files are written or deleted.
 	mu        sync.Mutex

@@ -23,10 +23,12 @@ func Open(root string, opts Options) (*Store, error) {
 	s := &Store{
 		dir:       filepath.Join(root, "layers"),
 		removing:  filepath.Join(root, "removing"),
+		orphans:   filepath.Join(root, "orphans"),
 		log:       opts.Log,
 		limits:    opts.Limits,
 		syncAfter: opts.SyncAfter,
 		lost:      opts.Lost,
+		left:      opts.Left,
 		makeRoom:  opts.MakeRoom,
 		places:    newPlaces(opts.parallel()),
 		parallel:  opts.parallel(),
@@ -38,7 +40,7 @@ func Open(root string, opts Options) (*Store, error) {
 		ahead:     map[ID]*heldPin{},
 		dirUsage:  map[ID]Usage{},
 	}
-	for _, dir := range []string{s.dir, s.removing} {
+	for _, dir := range []string{s.dir, s.removing, s.orphans} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open layer store: %w", err)
 		}

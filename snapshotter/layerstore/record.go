@@ -57,6 +57,8 @@ type Instance struct {
 	// Source is where the bytes of the layer came from, in words: a registry and repository, containerd's content store.
 	Source  string    `json:"source,omitempty"`
 	Created time.Time `json:"created"`
+	// Lazy is set for an instance that was made from a layer's index. Its DiffID is empty until the whole layer was read and checked.
+	Lazy *Lazy `json:"lazy,omitempty"`
 	// Unsynced says that the instance is not known to be on stable storage. It is so for the process that made it only.
 	Unsynced bool `json:"unsynced,omitempty"`
 }

@@ -17,18 +17,49 @@ import (
 func (s *Store) Discard(id ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.instances[id]; !ok {
+	inst, ok := s.instances[id]
+	if !ok {
 		return nil
 	}
 	if s.pins[id] > 0 {
 		return fmt.Errorf("discard layer instance %s: in use: %w", id, errdefs.ErrFailedPrecondition)
 	}
-	if err := s.DiscardDir(s.path(id)); err != nil {
+	if err := s.takeAway(inst); err != nil {
 		return fmt.Errorf("discard layer instance %s: %w", id, err)
 	}
 	delete(s.instances, id)
 	delete(s.dirUsage, id)
 	return nil
+}
+
+// takeAway renames the directory of an instance away: to removing/, or to orphans/ while its data are not all here.
+func (s *Store) takeAway(inst Instance) error {
+	to := s.removing
+	if inst.Partial() {
+		to = s.orphans
+	}
+	to = filepath.Join(to, string(randomID()[:16]))
+	if err := os.Rename(s.path(inst.ID), to); err != nil {
+		return err
+	}
+	if inst.Lazy != nil && s.left != nil {
+		s.left(inst, to)
+	}
+	return nil
+}
+
+// Orphans are the directories of lazy instances that were discarded while data were missing. Containers may read from them until their
+// superblocks have gone; then DiscardDir takes them away.
+func (s *Store) Orphans() ([]string, error) {
+	entries, err := os.ReadDir(s.orphans)
+	if err != nil {
+		return nil, err
+	}
+	dirs := make([]string, len(entries))
+	for i, e := range entries {
+		dirs[i] = filepath.Join(s.orphans, e.Name())
+	}
+	return dirs, nil
 }
 
 // DiscardDir takes any directory on the store's filesystem away, for DeleteDiscarded to delete. It is one rename.

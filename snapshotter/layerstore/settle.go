@@ -54,6 +54,9 @@ func (s *Store) replaceRecord(inst Instance) error {
 	return errors.Join(syncDir(dir), syncDir(s.dir))
 }
 
+// Lose takes a lazy instance that turned out damaged out of the store. Its snapshots have it made again.
+func (s *Store) Lose(id ID) { s.lose(id) }
+
 // lose takes a damaged instance out of the store, whatever its pins, and tells.
 func (s *Store) lose(id ID) {
 	s.mu.Lock()

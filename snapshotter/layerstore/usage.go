@@ -23,6 +23,9 @@ func (s *Store) Usage(ctx context.Context, id ID) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
+	if inst.Partial() {
+		return Usage{Bytes: inst.Lazy.FinalBytes, Inodes: lazyInodes}, nil
+	}
 	if inst.Kind == EROFS {
 		return DirUsage(ctx, s.path(id))
 	}
@@ -42,6 +45,9 @@ func (s *Store) Usage(ctx context.Context, id ID) (Usage, error) {
 	}
 	return u, nil
 }
+
+// lazyInodes are the directory of a lazy instance and the files in it.
+const lazyInodes = 6
 
 // DirUsage adds up the allocated blocks of a tree, which may change meanwhile. Hard links count once.
 func DirUsage(ctx context.Context, dir string) (Usage, error) {

@@ -110,7 +110,8 @@ func newPull(ctx context.Context, key pullKey, img *image) *pull {
 // fetch makes layer i ready for a request that has joined the pull.
 func (p *Puller) fetch(ctx context.Context, pl *pull, i int) (Layer, error) {
 	inst, pin, err := p.importLayer(trace.ContextWithSpan(ctx, pl.span), pl, i)
-	if want := pl.image.diffIDs[i]; err == nil && inst.DiffID != want {
+	// Of a lazy instance the Loader has compared what is known.
+	if want := pl.image.diffIDs[i]; err == nil && inst.Lazy == nil && inst.DiffID != want {
 		pin.Release()
 		err = reasonError{Digest, fmt.Errorf("layer %s has the diffID %s, the image's configuration says %s", inst.Layer, inst.DiffID, want)}
 	}
@@ -118,7 +119,7 @@ func (p *Puller) fetch(ctx context.Context, pl *pull, i int) (Layer, error) {
 	if err != nil {
 		return Layer{}, err
 	}
-	return Layer{Instance: inst, Pin: pin, Image: pl.image.reference, Descriptor: pl.image.layers[i]}, nil
+	return Layer{Instance: inst, Pin: pin, Image: pl.image.reference, Descriptor: pl.image.layers[i], DiffID: pl.image.diffIDs[i]}, nil
 }
 
 // leave ends a request.
@@ -243,10 +244,26 @@ func (p *Puller) importLayer(ctx context.Context, pl *pull, i int) (_ layerstore
 		}
 		span.End()
 	}()
+	if p.lazy != nil && !p.inContent(namespaces.WithNamespace(ctx, pl.key.namespace), layer) {
+		inst, pin, ok, err := p.lazy.Layer(ctx, p.layers, pl.image.reference, layer, pl.image.diffIDs[i])
+		if ok || err != nil {
+			return inst, pin, err
+		}
+	}
 	return p.layers.Import(layerstore.Together(ctx, pl), layer.Digest, func(ctx context.Context) (io.ReadCloser, error) {
 		// The conversion may outlive this pull, when others wait for it too.
 		return p.openLayer(namespaces.WithNamespace(ctx, pl.key.namespace), pl.image.reference, layer)
 	})
+}
+
+// inContent says whether containerd has the layer's blob: then nothing needs to be fetched.
+func (p *Puller) inContent(ctx context.Context, layer ocispec.Descriptor) bool {
+	blob, err := p.content.Open(ctx, layer)
+	if err != nil {
+		return false
+	}
+	blob.Close()
+	return true
 }
 
 func (p *Puller) openLayer(ctx context.Context, image string, layer ocispec.Descriptor) (io.ReadCloser, error) {

@@ -43,6 +43,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/lazy"
 )
 
 // Content is containerd's content store. The namespace is in ctx.
@@ -58,7 +59,7 @@ type Registry interface {
 	Open(ctx context.Context, image string, layer ocispec.Descriptor) (io.ReadCloser, error)
 }
 
-// Layer is a layer that is ready.
+// Layer is a layer that is ready, or whose data come when they are read.
 type Layer struct {
 	Instance layerstore.Instance
 	// Pin keeps the instance until somebody refers to it. The caller releases it.
@@ -66,6 +67,8 @@ type Layer struct {
 	// Image is where the layer can be fetched again, empty if it must not be; Descriptor is what the manifest says of it.
 	Image      string
 	Descriptor ocispec.Descriptor
+	// DiffID is that of the image's configuration.
+	DiffID digest.Digest
 }
 
 // Puller makes layers ready. Safe for concurrent use.
@@ -73,6 +76,7 @@ type Puller struct {
 	layers   *layerstore.Store
 	content  Content
 	registry Registry
+	lazy     *lazy.Loader // nil: all layers are pulled as a whole
 	log      *slog.Logger
 	running  sync.WaitGroup // work ahead
 
@@ -86,8 +90,8 @@ type Puller struct {
 
 // New returns a puller into the layer store. Without a content store nothing can be pulled; without a registry only what is in the content
 // store.
-func New(layers *layerstore.Store, content Content, registry Registry, log *slog.Logger) *Puller {
-	return &Puller{layers: layers, content: content, registry: registry, log: log, pulls: map[pullKey]*pull{}, fallbacks: map[Reason]Fallback{}}
+func New(layers *layerstore.Store, content Content, registry Registry, loader *lazy.Loader, log *slog.Logger) *Puller {
+	return &Puller{layers: layers, content: content, registry: registry, lazy: loader, log: log, pulls: map[pullKey]*pull{}, fallbacks: map[Reason]Fallback{}}
 }
 
 // tracer makes the spans of pulls and layers.

@@ -52,7 +52,7 @@ func newWorld(t *testing.T, parallel int) *world {
 	must(t, err)
 	w := &world{t: t, layers: store, log: &bytes.Buffer{}, content: map[digest.Digest][]byte{}, labels: map[string]string{sourceKey: "other,team/app"},
 		remote: map[digest.Digest][]byte{}}
-	w.Puller = New(store, contentOf{w}, registryOf{w}, slog.New(slog.NewTextHandler(w.log, nil)))
+	w.Puller = New(store, contentOf{w}, registryOf{w}, nil, slog.New(slog.NewTextHandler(w.log, nil)))
 	t.Cleanup(func() {
 		w.Close()
 		must(t, store.Close())

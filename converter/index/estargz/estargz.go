@@ -73,7 +73,7 @@ func open(l index.Layer, blob io.ReaderAt, limits index.Limits) (*index.Index, e
 		return nil, err
 	}
 	return &index.Index{
-		Format: format, Digest: want, Codec: index.Gzip,
+		Format: format, Digest: want, Codec: index.Gzip, Hidden: append(toc.Stargz.Hidden(), jsonName),
 		Records: func() (index.Reader, error) {
 			json, err := unpack(packed, limits.Bytes)
 			if err != nil {

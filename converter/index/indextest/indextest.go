@@ -1,5 +1,5 @@
 // Package indextest is the test that every index format must pass: the records of an index, and the contents decoded from their extents,
-// are the files that archive/tar reads in the same layer.
+// are the files that archive/tar reads in the same layer. It also makes layers in a dialect whose own tools are no library.
 package indextest
 
 import (

@@ -95,7 +95,7 @@ func (d dialect) open(l index.Layer, blob io.ReaderAt, limits index.Limits) (*in
 		return nil, err
 	}
 	return &index.Index{
-		Format: d.name, Digest: want, Codec: index.Zstd,
+		Format: d.name, Digest: want, Codec: index.Zstd, Hidden: d.toc.Hidden(),
 		Records: func() (index.Reader, error) {
 			json, err := unpack(packed, p.bytes)
 			if err != nil {

@@ -66,7 +66,7 @@ func TestRecordsOfPodman(t *testing.T) {
 	archive := indextest.Archive(largeFile())
 	for _, chunkBytes := range []int{4096, 65536, 1 << 30} {
 		t.Run(fmt.Sprint(chunkBytes), func(t *testing.T) {
-			l, blob := podmanLayer(t, archive, chunkBytes)
+			l, blob := indextest.PodmanLayer(t, archive, chunkBytes)
 			check(t, l, blob, archive, 1)
 		})
 	}
@@ -87,7 +87,7 @@ func check(t *testing.T, l index.Layer, blob, archive []byte, timeUnit int64) {
 
 func TestZerosAreHoles(t *testing.T) {
 	archive := tartest.Pack([]tartest.File{{Name: "f", Type: '0', Data: append(make([]byte, 8192), "tail"...)}})
-	l, blob := podmanLayer(t, archive, 4096)
+	l, blob := indextest.PodmanLayer(t, archive, 4096)
 	x, err := zstdchunked.Open(l, &indextest.Blob{Data: blob}, index.Limits{})
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func TestPrefetchOfStargz(t *testing.T) {
 func TestRefuses(t *testing.T) {
 	const podman, stargz = "io.github.containers.zstd-chunked.manifest-", "io.containers.zstd-chunked.manifest-"
 	archive := tartest.Pack([]tartest.File{{Name: "f", Type: '0', Data: []byte("data")}})
-	podmanGood, podmanBlob := podmanLayer(t, archive, 4096)
+	podmanGood, podmanBlob := indextest.PodmanLayer(t, archive, 4096)
 	stargzGood, stargzBlob := stargzLayer(t, archive)
 	zeros := "sha256:" + strings.Repeat("0", 64)
 	for _, c := range []struct {
@@ -166,7 +166,7 @@ func TestRefuses(t *testing.T) {
 // TestUncompressedLengthIsBelieved: a table of contents that is longer than the manifest says is cut, and then it is not JSON.
 func TestUncompressedLengthIsBelieved(t *testing.T) {
 	const annotation = "io.github.containers.zstd-chunked.manifest-"
-	l, blob := withTOC(nil, []byte(`{"version":1,"entries":[]}`), annotation)
+	l, blob := indextest.WithTOC(nil, []byte(`{"version":1,"entries":[]}`), annotation)
 	l.Annotations[annotation+"position"] = strings.Replace(l.Annotations[annotation+"position"], ":26:", ":25:", 1)
 	x, err := zstdchunked.Open(l, &indextest.Blob{Data: blob}, index.Limits{})
 	if err != nil {
@@ -191,7 +191,7 @@ func FuzzOpen(f *testing.F) {
 		if podman {
 			annotation = "io.github.containers.zstd-chunked.manifest-"
 		}
-		l, blob := withTOC(make([]byte, 100), text, annotation)
+		l, blob := indextest.WithTOC(make([]byte, 100), text, annotation)
 		if position != "" {
 			l.Annotations[annotation+"position"] = position
 		}

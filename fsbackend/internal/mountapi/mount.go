@@ -40,6 +40,9 @@ func (m *Mount) Attach(target string) error {
 	return nil
 }
 
+// Path names the mount's root for this process, also before it is attached.
+func (m *Mount) Path() string { return fmt.Sprintf("/proc/self/fd/%d", m.fd) }
+
 // Open opens a file below the mount's root.
 func (m *Mount) Open(name string, flags int) (*os.File, error) {
 	fd, err := unix.Openat(m.fd, name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)

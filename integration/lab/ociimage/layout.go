@@ -11,8 +11,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -24,27 +22,8 @@ var created = time.Unix(1_700_000_000, 0).UTC()
 
 func timeOf(ts unix.Timespec) time.Time { return time.Unix(ts.Sec, ts.Nsec) }
 
-// compressor returns a writer that compresses into w, and the media type of what it makes.
-func compressor(name string, w io.Writer) (io.WriteCloser, string, error) {
-	switch name {
-	case "gzip":
-		z, err := gzip.NewWriterLevel(w, 6)
-		return z, ocispec.MediaTypeImageLayerGzip, err
-	case "zstd":
-		z, err := zstd.NewWriter(w)
-		return z, ocispec.MediaTypeImageLayerZstd, err
-	case "none":
-		return uncompressed{w}, ocispec.MediaTypeImageLayer, nil
-	}
-	return nil, "", fmt.Errorf("no compression %q (gzip, zstd, none)", name)
-}
-
-type uncompressed struct{ io.Writer }
-
-func (uncompressed) Close() error { return nil }
-
 // writeLayout writes an OCI layout with one image of the given layers. The layout appears complete or not at all.
-func writeLayout(out, compression, entrypoint string, layers []string) error {
+func writeLayout(out string, c compression, entrypoint string, layers []string) error {
 	part := out + ".part"
 	if err := os.RemoveAll(part); err != nil {
 		return err
@@ -54,7 +33,7 @@ func writeLayout(out, compression, entrypoint string, layers []string) error {
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		return err
 	}
-	manifest, err := writeImage(blobs, compression, entrypoint, layers)
+	manifest, err := writeImage(blobs, c, entrypoint, layers)
 	if err != nil {
 		return err
 	}
@@ -79,7 +58,7 @@ func writeLayout(out, compression, entrypoint string, layers []string) error {
 }
 
 // writeImage writes layers, configuration and manifest of one image and returns the descriptor of the manifest.
-func writeImage(blobs, compression, entrypoint string, layers []string) (ocispec.Descriptor, error) {
+func writeImage(blobs string, c compression, entrypoint string, layers []string) (ocispec.Descriptor, error) {
 	image := ocispec.Image{Created: &created, Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}}
 	image.RootFS.Type = "layers"
 	image.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -91,7 +70,7 @@ func writeImage(blobs, compression, entrypoint string, layers []string) (ocispec
 	}
 	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
 	for _, layer := range layers {
-		desc, diffID, err := addLayer(blobs, compression, layer)
+		desc, diffID, err := addLayer(blobs, c, layer)
 		if err != nil {
 			return ocispec.Descriptor{}, fmt.Errorf("layer %s: %w", layer, err)
 		}
@@ -108,27 +87,19 @@ func writeImage(blobs, compression, entrypoint string, layers []string) (ocispec
 	return desc, err
 }
 
-func addLayer(blobs, compression, path string) (ocispec.Descriptor, digest.Digest, error) {
+func addLayer(blobs string, c compression, path string) (ocispec.Descriptor, digest.Digest, error) {
 	layer, err := os.Open(path)
 	if err != nil {
 		return ocispec.Descriptor{}, "", err
 	}
 	defer layer.Close()
-	var mediaType string
-	diffID := digest.Canonical.Digester()
-	desc, err := addBlob(blobs, func(w io.Writer) error {
-		z, mt, err := compressor(compression, w)
-		if err != nil {
-			return err
-		}
-		mediaType = mt
-		if _, err := io.Copy(io.MultiWriter(z, diffID.Hash()), layer); err != nil {
-			return err
-		}
-		return z.Close()
+	var p packed
+	desc, err := addBlob(blobs, func(w io.Writer) (err error) {
+		p, err = c.pack(w, layer)
+		return err
 	})
-	desc.MediaType = mediaType
-	return desc, diffID.Digest(), err
+	desc.MediaType, desc.Annotations = p.mediaType, p.annotations
+	return desc, p.diffID, err
 }
 
 func addJSON(blobs, mediaType string, v any) (ocispec.Descriptor, error) {

@@ -1,8 +1,11 @@
 // Command ociimage makes the layers and images that tests and benchmarks pull.
 //
 //	ociimage layer DIR OUT.tar           the layer tar of a directory, or of an overlayfs upper directory
-//	ociimage layout [-compression gzip|zstd|none] [-entrypoint JSON] -o OUT LAYER.tar...
+//	ociimage layout [-compression FORM] [-entrypoint JSON] [-first FILE,...] -o OUT LAYER.tar...
 //	                                     an OCI image layout with one image, its lowest layer first
+//
+// FORM is gzip, zstd, none, or one of those with an index: estargz, or zstdchunked-stargz, which is the dialect of nerdctl and ctr-remote.
+// Podman's dialect is made by skopeo, from a layout with the form none.
 //
 // Layers look as container builders make them: PAX headers with nanoseconds, whiteouts as .wh. entries, hard links as links, and all
 // extended attributes but those that belong to overlayfs or to a security module.
@@ -13,6 +16,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 )
 
 func main() {
@@ -41,13 +45,18 @@ func run(args []string) error {
 func layout(args []string) error {
 	flags := flag.NewFlagSet("layout", flag.ContinueOnError)
 	out := flags.String("o", "", "layout directory to make")
-	compression := flags.String("compression", "gzip", "gzip, zstd or none")
+	form := flags.String("compression", "gzip", "gzip, zstd, none, estargz or zstdchunked-stargz")
 	entrypoint := flags.String("entrypoint", "", "JSON array of strings")
+	first := flags.String("first", "", "files that an index names as needed first, separated by commas; a layer may lack them")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *out == "" || flags.NArg() == 0 {
 		return errors.New("usage: ociimage layout -o OUT LAYER.tar (one or more)")
 	}
-	return writeLayout(*out, *compression, *entrypoint, flags.Args())
+	c := compression{form: *form}
+	if *first != "" {
+		c.first = strings.Split(*first, ",")
+	}
+	return writeLayout(*out, c, *entrypoint, flags.Args())
 }

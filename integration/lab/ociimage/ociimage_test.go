@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +18,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index/estargz"
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index/zstdchunked"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
 
@@ -94,13 +98,8 @@ func TestLayout(t *testing.T) {
 		"none": func(r io.Reader) (io.Reader, error) { return r, nil },
 	} {
 		out := filepath.Join(t.TempDir(), "layout")
-		must(t, writeLayout(out, name, `["/bin/true"]`, []string{layer, layer}))
-		var index ocispec.Index
-		readJSON(t, filepath.Join(out, "index.json"), "", &index)
-		var manifest ocispec.Manifest
-		readJSON(t, blob(out, index.Manifests[0].Digest), index.Manifests[0].Digest, &manifest)
-		var image ocispec.Image
-		readJSON(t, blob(out, manifest.Config.Digest), manifest.Config.Digest, &image)
+		must(t, writeLayout(out, compression{form: name}, `["/bin/true"]`, []string{layer, layer}))
+		manifest, image := readImage(t, out)
 		if len(manifest.Layers) != 2 || len(image.RootFS.DiffIDs) != 2 || image.RootFS.DiffIDs[0] != digest.FromBytes(content) {
 			t.Fatalf("%s: layers %v, diffIDs %v", name, manifest.Layers, image.RootFS.DiffIDs)
 		}
@@ -115,6 +114,85 @@ func TestLayout(t *testing.T) {
 			t.Errorf("%s: layer holds %q", name, got)
 		}
 	}
+}
+
+// TestIndexed reads the layers that have an index by it.
+func TestIndexed(t *testing.T) {
+	layer := tarOf(t, "etc/", "etc/a", "usr/", "usr/b", "usr/c")
+	for form, open := range map[string]func(index.Layer, io.ReaderAt, index.Limits) (*index.Index, error){
+		"estargz":            estargz.Open,
+		"zstdchunked-stargz": zstdchunked.Open,
+	} {
+		for first, want := range map[string][]string{
+			"":      {"etc", "etc/a", "usr", "usr/b", "usr/c"},
+			"usr/b": {"usr", "usr/b", "etc", "etc/a", "usr/c"},
+		} {
+			c := compression{form: form}
+			if first != "" {
+				c.first = []string{first, "in/another/layer"}
+			}
+			out := filepath.Join(t.TempDir(), "layout")
+			must(t, writeLayout(out, c, "", []string{layer}))
+			manifest, _ := readImage(t, out)
+			desc := manifest.Layers[0]
+			f, err := os.Open(blob(out, desc.Digest))
+			must(t, err)
+			defer f.Close()
+			x, err := open(index.Layer{Annotations: desc.Annotations, Size: desc.Size}, f, index.Limits{})
+			must(t, err)
+			names, prefetch := readIndex(t, x)
+			if !slices.Equal(names, want) || (prefetch > 0) != (first != "") {
+				t.Errorf("%s with %q first: %q and %d bytes to prefetch, want %q", form, first, names, prefetch, want)
+			}
+			if desc.Annotations["io.containers.estargz.uncompressed-size"] == "" {
+				t.Errorf("%s has annotations %q", form, desc.Annotations)
+			}
+		}
+	}
+}
+
+func readIndex(t *testing.T, x *index.Index) (names []string, prefetch int64) {
+	t.Helper()
+	r, err := x.Records()
+	must(t, err)
+	for {
+		record, err := r.Next()
+		if err == io.EOF {
+			return names, r.Prefetch()
+		}
+		must(t, err)
+		names = append(names, record.Name)
+	}
+}
+
+// tarOf makes an archive of directories, whose names end with a slash, and of files that hold their names.
+func tarOf(t *testing.T, names ...string) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "layer.tar"))
+	must(t, err)
+	defer f.Close()
+	w := tar.NewWriter(f)
+	for _, name := range names {
+		h, content := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(name))}, name
+		if strings.HasSuffix(name, "/") {
+			h, content = &tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755}, ""
+		}
+		must(t, w.WriteHeader(h))
+		_, err := io.WriteString(w, content)
+		must(t, err)
+	}
+	must(t, w.Close())
+	return f.Name()
+}
+
+// readImage reads the only image of a layout.
+func readImage(t *testing.T, layout string) (manifest ocispec.Manifest, image ocispec.Image) {
+	t.Helper()
+	var index ocispec.Index
+	readJSON(t, filepath.Join(layout, "index.json"), "", &index)
+	readJSON(t, blob(layout, index.Manifests[0].Digest), index.Manifests[0].Digest, &manifest)
+	readJSON(t, blob(layout, manifest.Config.Digest), manifest.Config.Digest, &image)
+	return manifest, image
 }
 
 func blob(layout string, d digest.Digest) string {
@@ -139,7 +217,7 @@ func TestBadArguments(t *testing.T) {
 		}
 	}
 	out := filepath.Join(t.TempDir(), "layout")
-	if err := writeLayout(out, "bzip2", "", []string{os.Args[0]}); err == nil {
+	if err := writeLayout(out, compression{form: "bzip2"}, "", []string{os.Args[0]}); err == nil {
 		t.Error("compression bzip2 was accepted")
 	}
 	if _, err := os.Stat(out); !os.IsNotExist(err) {

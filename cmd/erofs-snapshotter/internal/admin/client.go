@@ -47,40 +47,61 @@ func NewClient(address string) *Client {
 	}}
 }
 
+// errNoPath says that whoever answers does not know the path, or what it names.
+var errNoPath = errors.New("not found")
+
 // Status asks once. Its errors name the socket, and say what to do where that is known; one is ErrNotRunning.
 func (c *Client) Status(ctx context.Context) (Status, error) {
-	// The host is for HTTP's form only.
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://erofs-snapshotter/v1/status", nil)
+	answer, err := c.get(ctx, "/v1/status")
+	if errors.Is(err, errNoPath) {
+		return Status{}, fmt.Errorf("admin socket %s: whoever listens knows no status\n  compare admin.address in the configurations of the daemon and of this command", c.address)
+	}
 	if err != nil {
 		return Status{}, err
 	}
-	response, err := c.http.Do(request)
-	if err != nil {
-		return Status{}, c.explain(err)
-	}
-	defer response.Body.Close()
-	body := io.LimitReader(response.Body, maxAnswerBytes)
-	switch response.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return Status{}, fmt.Errorf("admin socket %s: whoever listens knows no status\n  compare admin.address in the configurations of the daemon and of this command", c.address)
-	default:
-		text, _ := io.ReadAll(io.LimitReader(body, maxErrorBytes))
-		return Status{}, fmt.Errorf("admin socket %s: the daemon answers: %s: %s", c.address, response.Status, strings.TrimSpace(string(text)))
-	}
-	s, err := decode(body)
+	s, err := decode(answer)
 	if err != nil {
 		return Status{}, fmt.Errorf("admin socket %s: %w", c.address, err)
 	}
 	return s, nil
 }
 
-// decode reads an answer.
-func decode(r io.Reader) (Status, error) {
-	answer, err := io.ReadAll(r)
+// get asks for a path and returns the answer. Its errors name the socket.
+func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
+	// The host is for HTTP's form only.
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://erofs-snapshotter"+path, nil)
 	if err != nil {
-		return Status{}, fmt.Errorf("read the answer: %w", err)
+		return nil, err
 	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, maxErrorBytes))
+		return nil, fmt.Errorf("admin socket %s: %w", c.address, refusal{response.StatusCode, response.Status, strings.TrimSpace(string(text))})
+	}
+	answer, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes))
+	if err != nil {
+		return nil, fmt.Errorf("admin socket %s: read the answer: %w", c.address, err)
+	}
+	return answer, nil
+}
+
+// refusal is an answer that is an error.
+type refusal struct {
+	code         int
+	status, text string
+}
+
+func (r refusal) Error() string { return fmt.Sprintf("the daemon answers: %s: %s", r.status, r.text) }
+
+// Is makes errNoPath of the code for it.
+func (r refusal) Is(target error) bool { return target == errNoPath && r.code == http.StatusNotFound }
+
+// decode reads an answer.
+func decode(answer []byte) (Status, error) {
 	// The format comes first: another one may give the other fields another type.
 	var format struct {
 		Format int `json:"format"`

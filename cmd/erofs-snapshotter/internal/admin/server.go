@@ -29,6 +29,9 @@ type Options struct {
 	// Status gives the answer of /v1/status; nil: there is no such path. Format and Time are filled in afterwards. It is called by several
 	// requests at a time.
 	Status func(context.Context) (Status, error)
+	// Map says how much of each of so many equal parts of an instance's data blob is present, from 0 to 1, for /v1/layers/INSTANCE/map; nil: there
+	// is no such path. Its error is ErrNoMap for what has none. It is called by several requests at a time.
+	Map func(ctx context.Context, instance string, cells int) ([]float64, error)
 	// Metrics answers /metrics; nil: there is no such path.
 	Metrics http.Handler
 	// Pprof serves Go's profiles. They show memory, so only on a socket that is ours alone.
@@ -73,6 +76,9 @@ func newMux(o Options) *http.ServeMux {
 	if o.Status != nil {
 		mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { answer(w, r, o.Status) })
 	}
+	if o.Map != nil {
+		mux.HandleFunc("GET /v1/layers/{instance}/map", func(w http.ResponseWriter, r *http.Request) { answerMap(w, r, o.Map) })
+	}
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", o.Metrics)
 	}
@@ -101,9 +107,13 @@ func answer(w http.ResponseWriter, r *http.Request, status func(context.Context)
 	if s.Pulls == nil {
 		s.Pulls = []Pull{}
 	}
+	writeJSON(w, s)
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	// An error is that of the connection, which the client sees, too.
-	_ = json.NewEncoder(w).Encode(s)
+	_ = json.NewEncoder(w).Encode(v)
 }
 
 // bodiless refuses requests that carry a body: none of ours does, and the server would wait for the rest of it. A timeout for reading

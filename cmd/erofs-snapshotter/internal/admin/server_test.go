@@ -229,11 +229,11 @@ func TestDecodeRefuses(t *testing.T) {
 		{`{"format": 2, "layers": "other"}`, "format 2, this program knows 1"},
 		{`{"format": 1, "layers": "other"}`, "no status"},
 	} {
-		if _, err := decode(strings.NewReader(test.answer)); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := decode([]byte(test.answer)); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: error %v, want %q", test.answer, err, test.want)
 		}
 	}
-	if _, err := decode(strings.NewReader(`{"format": 1, "version": "v1", "later": {}}`)); err != nil {
+	if _, err := decode([]byte(`{"format": 1, "version": "v1", "later": {}}`)); err != nil {
 		t.Errorf("a field of a later version: %v", err)
 	}
 }

@@ -2,6 +2,8 @@
 // client that asks for it.
 //
 //	GET /v1/status    a Status as JSON
+//	GET /v1/layers/INSTANCE/map?cells=N
+//	                  a Map as JSON: which parts of a lazy layer are there
 //	GET /metrics      what Options.Metrics answers
 //	GET /debug/pprof  Go's profiles, if Options.Pprof
 //
@@ -30,7 +32,11 @@ type Status struct {
 	Pulls []Pull `json:"pulls"`
 	// Fallbacks are the pulls that were left to containerd, by reason.
 	Fallbacks map[string]Fallback `json:"fallbacks"`
-	Cache     Cache               `json:"cache"`
+	// LazyFallbacks are the layers that were pulled as a whole although layers may be lazy, by reason.
+	LazyFallbacks map[string]Fallback `json:"lazyFallbacks,omitempty"`
+	// Keeper is missing when no layer may be lazy.
+	Keeper *Keeper `json:"keeper,omitempty"`
+	Cache  Cache   `json:"cache"`
 	// Registry says what was asked of each host.
 	Registry map[string]Host `json:"registry"`
 }
@@ -38,20 +44,22 @@ type Status struct {
 // States of a layer.
 const (
 	Building = "building" // is made, or waits for that; has a Work
+	Partial  = "partial"  // in use while its data come; has a Lazy
 	Complete = "complete"
 	Unsynced = "unsynced" // complete and in use, but not yet on stable storage
 )
 
 // Layer is a layer instance.
 type Layer struct {
-	// Instance is the name of the directory below <root>/layers.
+	// Instance is the name of the directory below <root>/layers. A layer that was removed while it is in use (Lazy.Orphan) or that is poisoned
+	// may stand beside another one with the same name, which came later.
 	Instance string `json:"instance"`
 	// Digest and DiffID are empty for a layer that did not come from a blob; DiffID also while the layer is made.
 	Digest string `json:"digest,omitempty"`
 	DiffID string `json:"diffID,omitempty"`
 	// Kind is "erofs" or "directory".
 	Kind string `json:"kind"`
-	// State is Building, Complete or Unsynced.
+	// State is Building, Partial, Complete or Unsynced.
 	State string `json:"state"`
 	// DiskBytes is what the layer takes on the disk.
 	DiskBytes int64 `json:"diskBytes"`
@@ -63,6 +71,8 @@ type Layer struct {
 	Mounted    bool      `json:"mounted"`
 	// Work is set while the layer is made.
 	Work *Work `json:"work,omitempty"`
+	// Lazy is set for a layer whose data come while they are read. It may stay when all have come.
+	Lazy *Lazy `json:"lazy,omitempty"`
 }
 
 // Work is a conversion that goes on, or waits for its turn.
@@ -109,7 +119,8 @@ type PullLayer struct {
 	Source string `json:"source,omitempty"`
 }
 
-// Fallback counts the pulls that were left to containerd for one reason, and describes the last one.
+// Fallback counts what was done another way for one reason: pulls that were left to containerd, layers that did not become lazy. It describes
+// the last one.
 type Fallback struct {
 	Count int64     `json:"count"`
 	Time  time.Time `json:"time"`

@@ -51,11 +51,11 @@ func NewCollector(read func() Metrics) prometheus.Collector { return collector{r
 
 // Describe is part of prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{
+	for _, d := range append([]*prometheus.Desc{
 		buildInfo, layers, layerBytes, references, mounted, keptBytes, keepLimitBytes, evictions,
 		activePulls, pulls, remoteLayers, fallbacks, hostRequests, hostRetries, hostFailures, hostBytes, breakerOpen,
 		conversions, conversionBlob, conversionTar, conversionImage, conversionSeconds,
-	} {
+	}, lazyDescriptions...) {
 		ch <- d
 	}
 }
@@ -87,11 +87,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		r.counter(hostRetries, h.Retries, name)
 		r.counter(hostFailures, h.Failures, name)
 		r.counter(hostBytes, h.FetchedBytes, name)
-		var open int64
-		if h.BreakerOpen {
-			open = 1
-		}
-		r.gauge(breakerOpen, open, name)
+		r.gauge(breakerOpen, oneIf(h.BreakerOpen), name)
 	}
 	r.counter(conversions, m.Conversions.Complete, "complete")
 	r.counter(conversions, m.Conversions.Failed, "failed")
@@ -99,6 +95,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	r.counter(conversionTar, m.Conversions.TarBytes)
 	r.counter(conversionImage, m.Conversions.ImageBytes)
 	r.metric(conversionSeconds, prometheus.CounterValue, m.Conversions.Took.Seconds())
+	r.lazy(m.Lazy)
 }
 
 // report sends the metrics of one scrape.
@@ -110,6 +107,14 @@ func (r report) gauge(d *prometheus.Desc, n int64, labels ...string) {
 
 func (r report) counter(d *prometheus.Desc, n int64, labels ...string) {
 	r.metric(d, prometheus.CounterValue, float64(n), labels...)
+}
+
+// oneIf is how Prometheus writes yes and no.
+func oneIf(yes bool) int64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 // metric panics only when the number of labels is wrong, which the first scrape of a test shows.

@@ -32,6 +32,15 @@ func full() Metrics {
 			"mirror\xff":       {BreakerOpen: true},
 		},
 		Conversions: Conversions{Complete: 20, Failed: 21, BlobBytes: 22, TarBytes: 23, ImageBytes: 24, Took: 2500 * time.Millisecond},
+		Lazy: &Lazy{
+			Layers: map[string]int64{"partial": 30, "complete": 31}, Bytes: 32, PresentBytes: 33, Orphans: 34, Poisoned: 35,
+			Faults: 36, Hits: 37, Failed: 38, InFlight: 39, Oldest: 1500 * time.Millisecond,
+			Latency: Histogram{
+				Bounds: []time.Duration{time.Millisecond, time.Second, time.Minute}, Counts: []int64{40, 2, 0, 1}, Sum: 75 * time.Second,
+			},
+			DemandedBytes: 50, FetchedBytes: map[string]int64{"fault": 51, "prefetch": 52, "background": 53}, FilledBytes: 54, Corrupt: 55,
+			Fallbacks: map[string]int64{"small": 56}, KeeperConnected: true, KeeperHeld: 57, KeeperDenied: 58,
+		},
 	}
 }
 
@@ -61,6 +70,14 @@ func TestScrape(t *testing.T) {
 		`registry_breaker_open{host="registry.example"} 0`, `registry_breaker_open{host="mirror?"} 1`,
 		`conversions_total{outcome="complete"} 20`, `conversions_total{outcome="failed"} 21`, `conversion_blob_bytes_total 22`,
 		`conversion_tar_bytes_total 23`, `conversion_image_bytes_total 24`, `conversion_seconds_total 2.5`,
+		`lazy_layers{state="partial"} 30`, `lazy_layers{state="complete"} 31`, `lazy_data_bytes 32`, `lazy_present_bytes 33`,
+		`lazy_layers_orphaned 34`, `lazy_layers_poisoned 35`, `lazy_faults_total 36`, `lazy_hits_total 37`, `lazy_failures_total 38`,
+		`lazy_requests_in_flight 39`, `lazy_oldest_request_age_seconds 1.5`,
+		`lazy_fill_seconds_bucket{le="0.001"} 40`, `lazy_fill_seconds_bucket{le="1"} 42`, `lazy_fill_seconds_bucket{le="60"} 42`,
+		`lazy_fill_seconds_bucket{le="+Inf"} 43`, `lazy_fill_seconds_count 43`, `lazy_fill_seconds_sum 75`,
+		`lazy_demanded_bytes_total 50`, `lazy_fetched_bytes_total{purpose="fault"} 51`, `lazy_fetched_bytes_total{purpose="prefetch"} 52`,
+		`lazy_fetched_bytes_total{purpose="background"} 53`, `lazy_filled_bytes_total 54`, `lazy_corrupt_extents_total 55`,
+		`lazy_fallbacks_total{reason="small"} 56`, `keeper_connected 1`, `keeper_layers 57`, `keeper_denied_total 58`,
 	} {
 		if !strings.Contains(body, "\n"+prefix+want+"\n") {
 			t.Errorf("%s%s is missing", prefix, want)
@@ -70,6 +87,37 @@ func TestScrape(t *testing.T) {
 		if !strings.Contains(body, want) {
 			t.Errorf("%q is missing", want)
 		}
+	}
+}
+
+// TestNoLazySeries: where no layer may be lazy, there is nothing that an alert could mistake for trouble.
+func TestNoLazySeries(t *testing.T) {
+	m := full()
+	m.Lazy = nil
+	body := scrape(t, Handler(func() Metrics { return m }, slog.New(slog.DiscardHandler)))
+	if strings.Contains(body, prefix+"lazy_") || strings.Contains(body, prefix+"keeper_") {
+		t.Error(body)
+	}
+}
+
+// TestHistogram: counts that do not fit the bounds must not fail a scrape.
+func TestHistogram(t *testing.T) {
+	second := []time.Duration{time.Second}
+	for name, test := range map[string]struct {
+		h                       Histogram
+		inBucket, all, noBucket string
+	}{
+		"empty":         {Histogram{}, "", "lazy_fill_seconds_count 0", `lazy_fill_seconds_bucket{le="1"}`},
+		"no counts":     {Histogram{Bounds: second}, `lazy_fill_seconds_bucket{le="1"} 0`, "lazy_fill_seconds_count 0", ""},
+		"counts beyond": {Histogram{Bounds: second, Counts: []int64{1, 2, 4}}, `lazy_fill_seconds_bucket{le="1"} 1`, "lazy_fill_seconds_count 7", ""},
+		"negative":      {Histogram{Bounds: second, Counts: []int64{-1, 3}}, `lazy_fill_seconds_bucket{le="1"} 0`, "lazy_fill_seconds_count 3", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			body := scrape(t, Handler(func() Metrics { return Metrics{Lazy: &Lazy{Latency: test.h}} }, slog.New(slog.DiscardHandler)))
+			if !strings.Contains(body, test.inBucket) || !strings.Contains(body, test.all+"\n") || test.noBucket != "" && strings.Contains(body, test.noBucket) {
+				t.Error(body)
+			}
+		})
 	}
 }
 

@@ -41,9 +41,11 @@ type Metrics struct {
 	Hosts map[string]Host
 
 	Conversions Conversions
+	// Lazy is nil when no layer may be lazy.
+	Lazy *Lazy
 }
 
-// LayerClass is the kind ("erofs", "directory") and state ("building", "complete", "unsynced") of layers.
+// LayerClass is the kind ("erofs", "directory") and state ("building", "partial", "complete", "unsynced") of layers.
 type LayerClass struct{ Kind, State string }
 
 // LayerSum adds up layers.

@@ -38,6 +38,14 @@ const (
 	noPrefetchLandmark = ".no.prefetch.landmark"
 )
 
+// Hidden returns the names of the files that have no records.
+func (d Dialect) Hidden() []string {
+	if d == Stargz {
+		return []string{prefetchLandmark, noPrefetchLandmark}
+	}
+	return nil
+}
+
 // maxWaiting is how many records are held back until it is known where their data end. It bounds memory: one takes about 300 bytes. Writers
 // put a few thousand files at most into one compressed stream.
 const maxWaiting = 128 << 10

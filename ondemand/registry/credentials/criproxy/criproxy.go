@@ -12,6 +12,9 @@
 // It is kept in memory only, for the registry's host and the image's repository, and is good for no other image: a wrong one
 // spoils nothing else. The last few of a repository are kept, so that one pod's wrong secret does not take away another's
 // right one. What nobody used for KeepUnused is dropped. Nothing is logged.
+//
+// Kubelet does not tell again what it has told once. So that the daemon's next process can go on fetching layers, it gets what this one has
+// learned: Export, whose bytes must only be in memory (package keeper), and Import. Options.Changed says when to export again.
 package criproxy
 
 import (
@@ -43,6 +46,9 @@ const (
 type Options struct {
 	// Address is the path of containerd's unix socket.
 	Address string
+	// Changed is called after what Export returns has changed, from the goroutine that changed it: it must not wait. That a credential was
+	// used is a change only now and then. It may be nil.
+	Changed func()
 }
 
 // Proxy hands calls on and answers from what it learned. It is a source of credentials. Safe for concurrent use.
@@ -63,7 +69,7 @@ func New(opts Options) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("containerd's CRI at %s: %w", opts.Address, err)
 	}
-	return &Proxy{conn: conn, learned: newLearned(maxRepositories, KeepUnused)}, nil
+	return &Proxy{conn: conn, learned: newLearned(maxRepositories, KeepUnused, opts.Changed)}, nil
 }
 
 // Close fails the calls that are in work and forgets all credentials.

@@ -13,7 +13,7 @@ func repositoryNamed(name string) login.Target { return login.Target{Host: "r.io
 
 func TestLearnedExpiresUnused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newLearned(10, time.Hour)
+		s := newLearned(10, time.Hour, nil)
 		defer s.close()
 		s.put(repositoryNamed("used"), login.Login{Secret: "a"})
 		s.put(repositoryNamed("unused"), login.Login{Secret: "b"})
@@ -44,7 +44,7 @@ func TestLearnedExpiresUnused(t *testing.T) {
 }
 
 func TestLearnedIsBounded(t *testing.T) {
-	s := newLearned(3, time.Hour)
+	s := newLearned(3, time.Hour, nil)
 	defer s.close()
 	for i := range 4 {
 		s.put(repositoryNamed(fmt.Sprint(i)), login.Login{Secret: "s"})
@@ -58,7 +58,7 @@ func TestLearnedIsBounded(t *testing.T) {
 }
 
 func TestLearnedKeepsTheLastFew(t *testing.T) {
-	s := newLearned(3, time.Hour)
+	s := newLearned(3, time.Hour, nil)
 	defer s.close()
 	for _, secret := range []string{"1", "2", "3", "4", "5", "3"} {
 		s.put(repositoryNamed("app"), login.Login{Secret: secret})
@@ -71,7 +71,7 @@ func TestLearnedKeepsTheLastFew(t *testing.T) {
 }
 
 func TestLearnedAfterClose(t *testing.T) {
-	s := newLearned(3, time.Hour)
+	s := newLearned(3, time.Hour, nil)
 	s.put(repositoryNamed("app"), login.Login{Secret: "a"})
 	s.close()
 	s.put(repositoryNamed("late"), login.Login{Secret: "b"})

@@ -1,6 +1,7 @@
 package render
 
 import (
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -11,7 +12,7 @@ import (
 // lines is the view for files and pipes: one line for each thing that has changed, with the daemon's time.
 type lines struct {
 	out io.Writer
-	// shown is the line of each pull, layer of a pull, and work that was written last, without its time.
+	// shown is the line of each alarm, pull, layer of a pull, work, and lazy layer that was written last, without its time.
 	shown map[string]string
 	// cause of the interruption that was written last.
 	cause string
@@ -26,10 +27,16 @@ func (v *lines) show(s admin.Status, before *admin.Status) error {
 	}
 	fresh := map[string]string{}
 	say := func(key, line string) {
+		for fresh[key] != "" { // removed and pulled again: the same name twice
+			key += "'"
+		}
 		fresh[key] = line
 		if v.shown[key] != line {
 			p.line("%s %s", now, line)
 		}
+	}
+	for _, a := range alarms(s, steps) {
+		say(a.key, a.line())
 	}
 	r := ratesOf(s, before)
 	for _, pull := range s.Pulls {
@@ -43,6 +50,12 @@ func (v *lines) show(s admin.Status, before *admin.Status) error {
 	}
 	for _, l := range otherWork(s) {
 		say(l.Digest, layerLine(l, r))
+	}
+	g := growthOf(s, before)
+	for _, l := range s.Layers {
+		if line := lazyLine(l, g); line != "" {
+			say("lazy "+l.Instance, line)
+		}
 	}
 	v.shown = fresh
 	return p.err
@@ -75,6 +88,19 @@ func layerLine(l admin.PullLayer, r rates) string {
 		text += ", from " + clean(l.Source)
 	}
 	return text
+}
+
+// lazyLine says how far a layer is that is filled now, or that it is complete when it was not before. Nothing is said of one that stands still.
+func lazyLine(l admin.Layer, g growth) string {
+	_, wasPartial := g.bytes[identity(l)]
+	switch {
+	case l.Lazy == nil:
+	case l.State == admin.Partial && g.active(l):
+		return short(name(l)) + " " + orNone(stateOf(l)) + ", " + fillLine(l, g)
+	case l.State != admin.Partial && wasPartial:
+		return fmt.Sprintf("%s %s, %s", short(name(l)), orNone(l.State), size(l.Lazy.Bytes))
+	}
+	return ""
 }
 
 func firstLine(s string) string {

@@ -2,7 +2,9 @@ package render
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,7 +36,7 @@ func golden(t *testing.T, name, got string) {
 
 func TestTable(t *testing.T) {
 	for name, s := range map[string]admin.Status{
-		"busy.txt": busy(),
+		"busy.txt": busy(), "lazy.txt": demanding(), "relieved.txt": relieved(),
 		"idle.txt": {Format: admin.Format, Time: noon, Version: "v1.2.3", Started: noon.Add(-5 * time.Second), Root: "/var/lib/x"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -50,6 +52,9 @@ func TestTable(t *testing.T) {
 func TestFrame(t *testing.T) {
 	before := busy()
 	golden(t, "frame.txt", strings.Join(frame(later(), &before), "\n")+"\n")
+	golden(t, "lazyframe.txt", strings.Join(frame(demanding(), nil), "\n")+"\n")
+	before = demanding()
+	golden(t, "relievedframe.txt", strings.Join(frame(relieved(), &before), "\n")+"\n")
 }
 
 func TestRates(t *testing.T) {
@@ -133,7 +138,7 @@ func TestLeft(t *testing.T) {
 
 // FuzzRender feeds answers that are no good: nothing that steers a terminal comes out, and nothing panics.
 func FuzzRender(f *testing.F) {
-	for _, s := range []admin.Status{busy(), later(), {}} {
+	for _, s := range []admin.Status{busy(), later(), demanding(), relieved(), {}} {
 		b, err := json.Marshal(s)
 		if err != nil {
 			f.Fatal(err)
@@ -153,6 +158,13 @@ func FuzzRender(f *testing.F) {
 				t.Error(err)
 			}
 		}
+		for _, l := range append(s.Layers, before.Layers...) {
+			if err := errors.Join(Map(&b, l, Full(TextCells(l, 80)), 80), SVG(&b, l, Full(3))); err != nil {
+				t.Error(err)
+			}
+		}
+		_, err := FindLayer(s, "4")
+		b.WriteString(fmt.Sprint(err))
 		for _, row := range frame(s, &before) {
 			if strings.Contains(row, "\n") {
 				t.Errorf("a row of two: %q", row)

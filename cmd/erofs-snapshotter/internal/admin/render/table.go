@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/cmd/erofs-snapshotter/internal/admin"
 )
@@ -15,11 +16,17 @@ import (
 func Table(w io.Writer, s admin.Status) error {
 	p := page{w: w}
 	p.line("erofs-snapshotter %s, running for %s, root %s", orNone(s.Version), span(s.Time.Sub(s.Started)), orNone(s.Root))
+	for _, a := range alarms(s, span) {
+		p.line("%s", strings.Join(a.rows(), "\n"))
+	}
 	r := ratesOf(s, nil)
 	p.layers(s)
+	p.lazies(s)
+	p.keeper(s)
 	p.work(s, r)
 	p.pulls(s, r)
-	p.fallbacks(s)
+	p.fallbacks("LEFT TO CONTAINERD", "PULLS", s.Fallbacks, s.Time)
+	p.fallbacks("NOT LAZY", "LAYERS", s.LazyFallbacks, s.Time)
 	p.hosts(s)
 	return p.err
 }
@@ -45,7 +52,7 @@ func (p *page) layers(s admin.Status) {
 		if l.Mounted {
 			mounted = "yes"
 		}
-		rows = append(rows, []string{short(l.Digest), short(l.Instance), orNone(l.Kind), orNone(l.State), size(l.DiskBytes),
+		rows = append(rows, []string{short(l.Digest), short(l.Instance), orNone(l.Kind), orNone(stateOf(l)), size(l.DiskBytes),
 			fmt.Sprint(l.References), mounted, age, orNone(l.Source)})
 	}
 	if len(layers) > 0 {
@@ -58,7 +65,7 @@ func (p *page) layers(s admin.Status) {
 func totals(s admin.Status) string {
 	states := map[string]int{}
 	for _, l := range s.Layers {
-		states[l.State]++
+		states[stateOf(l)]++
 	}
 	parts := []string{count(len(s.Layers), "layer", "layers")}
 	for _, state := range slices.Sorted(maps.Keys(states)) {
@@ -103,11 +110,12 @@ func (p *page) pulls(s admin.Status, r rates) {
 	}
 }
 
-func (p *page) fallbacks(s admin.Status) {
-	rows := [][]string{{"LEFT TO CONTAINERD", "PULLS", "LAST", "IMAGE", "CAUSE"}}
-	for _, reason := range slices.Sorted(maps.Keys(s.Fallbacks)) {
-		f := s.Fallbacks[reason]
-		rows = append(rows, []string{orNone(reason), fmt.Sprint(f.Count), span(s.Time.Sub(f.Time)) + " ago", orNone(f.Image), orNone(f.Cause)})
+// fallbacks lists reasons under a heading, with how many there were of what.
+func (p *page) fallbacks(heading, what string, reasons map[string]admin.Fallback, now time.Time) {
+	rows := [][]string{{heading, what, "LAST", "IMAGE", "CAUSE"}}
+	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+		f := reasons[reason]
+		rows = append(rows, []string{orNone(reason), fmt.Sprint(f.Count), span(now.Sub(f.Time)) + " ago", orNone(f.Image), orNone(f.Cause)})
 	}
 	if len(rows) > 1 {
 		p.line("")

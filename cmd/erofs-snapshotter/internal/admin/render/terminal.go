@@ -17,10 +17,12 @@ type terminal struct {
 	drawn int
 }
 
-// barColumns is the width of a progress bar, and labelColumns that of what stands before it.
+// barColumns is the width of a progress bar, and labelColumns that of what stands before it. mostFilling is how many lazy layers have a row:
+// most of them stand still at a time.
 const (
 	barColumns   = 20
 	labelColumns = 10
+	mostFilling  = 10
 )
 
 func (v *terminal) show(s admin.Status, before *admin.Status) error {
@@ -58,6 +60,9 @@ func (v *terminal) draw(frame []string) error {
 // frame is what is shown of a status. What goes on comes first, because a small screen has no room for the rest.
 func frame(s admin.Status, before *admin.Status) []string {
 	var rows, ended []string
+	for _, a := range alarms(s, span) {
+		rows = append(rows, a.rows()...)
+	}
 	r := ratesOf(s, before)
 	for _, pull := range s.Pulls {
 		text := summary(pull, r, s.Time)
@@ -73,7 +78,26 @@ func frame(s admin.Status, before *admin.Status) []string {
 	for _, l := range otherWork(s) {
 		rows = append(rows, layerRow(l, r))
 	}
+	rows = append(rows, fillRows(s, before)...)
 	return append(append(rows, ended...), totals(s))
+}
+
+// fillRows are about the lazy layers of which something is missing.
+func fillRows(s admin.Status, before *admin.Status) []string {
+	var rows []string
+	g := growthOf(s, before)
+	layers := filling(s, g)
+	for i, l := range layers {
+		if i == mostFilling {
+			return append(rows, fmt.Sprintf("  … and %s", count(len(layers)-i, "more partial layer", "more partial layers")))
+		}
+		row := fmt.Sprintf("  %s %-*s%s %s", short(name(l)), labelColumns, orNone(stateOf(l)), bar(g.progress(l).part()), fillLine(l, g))
+		if n := len(l.Lazy.InFlight); n > 0 {
+			row += fmt.Sprintf(", %s", count(n, "read waits", "reads wait"))
+		}
+		rows = append(rows, row)
+	}
+	return rows
 }
 
 func layerRow(l admin.PullLayer, r rates) string {

@@ -1,4 +1,4 @@
-package zstdchunked_test
+package indextest
 
 import (
 	"archive/tar"
@@ -41,7 +41,8 @@ type podmanEntry struct {
 	ChunkType   string            `json:"chunkType,omitempty"`
 }
 
-// podmanBuilder makes a blob the way containers/storage does, except for the rule by which it splits files.
+// podmanBuilder makes a blob as containers/storage does, except for the rule by which it splits files, and something in the place of the
+// tar-split.
 type podmanBuilder struct {
 	t       testing.TB
 	blob    bytes.Buffer
@@ -54,26 +55,32 @@ var podmanTypes = map[byte]string{
 	tar.TypeDir: "dir", tar.TypeFifo: "fifo",
 }
 
-// podmanLayer packs an archive. Files are split every chunkBytes, and chunks of zeros are marked.
-func podmanLayer(t testing.TB, archive []byte, chunkBytes int) (index.Layer, []byte) {
+// PodmanLayer packs an archive as zstd:chunked in podman's dialect. Files are split every chunkBytes, and chunks of zeros are marked.
+func PodmanLayer(t testing.TB, archive []byte, chunkBytes int) (index.Layer, []byte) {
 	t.Helper()
 	b := &podmanBuilder{t: t}
 	var err error
 	if b.frame, err = zstd.NewWriter(&b.blob, zstd.WithEncoderConcurrency(1)); err != nil {
 		t.Fatal(err)
 	}
-	r := tar.NewReader(bytes.NewReader(archive))
-	for {
+	in := bytes.NewReader(archive)
+	r := tar.NewReader(in)
+	for written := 0; ; {
 		h, err := r.Next()
 		if err == io.EOF {
+			_, err = b.frame.Write(archive[written:])
+			b.must(err)
 			break
 		}
 		b.must(err)
-		_, err = fmt.Fprintf(b.frame, "the header of %s", h.Name) // nobody reads it
+		at := len(archive) - in.Len()
+		_, err = b.frame.Write(archive[written:at])
 		b.must(err)
-		data, err := io.ReadAll(r)
-		b.must(err)
-		b.add(h, data, chunkBytes)
+		written = at
+		if h.Typeflag == tar.TypeReg {
+			written += int(h.Size)
+		}
+		b.add(h, archive[at:written], chunkBytes)
 	}
 	b.restart()
 	return b.finish()
@@ -143,11 +150,11 @@ func (b *podmanBuilder) finish() (index.Layer, []byte) {
 		TarSplitDigest digest.Digest `json:"tarSplitDigest,omitempty"`
 	}{1, b.entries, digest.FromString("tar-split")})
 	b.must(err)
-	return withTOC(b.blob.Bytes(), text, "io.github.containers.zstd-chunked.manifest-")
+	return WithTOC(b.blob.Bytes(), text, "io.github.containers.zstd-chunked.manifest-")
 }
 
-// withTOC appends a table of contents to the data of a blob, and returns the layer with its annotations.
-func withTOC(data, text []byte, annotation string) (index.Layer, []byte) {
+// WithTOC appends a table of contents to the data of a blob, and returns the layer with its annotations.
+func WithTOC(data, text []byte, annotation string) (index.Layer, []byte) {
 	packed := compress(text)
 	blob := appendFrame(bytes.Clone(data), packed)
 	blob = appendFrame(blob, []byte("tar-split"))

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/config"
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/probe"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/registry"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/watch"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/lazy"
+)
+
+// demand joins what loading on demand consists of: which layers (package lazy), who answers the kernel (watch, ondemand), where bytes come
+// from (registry), and where instances are (layerstore).
+type demand struct {
+	root    string
+	limits  converter.Limits
+	client  *registry.Client // nil if layers are not pulled from registries
+	log     *slog.Logger
+	engine  *ondemand.Engine
+	syncer  *blob.Syncer
+	watcher *watch.Watcher
+	loader  *lazy.Loader // nil if layers are not pulled from registries
+	enabled bool         // new layers are loaded on demand, too
+	// impossible is why nothing can be loaded on demand here, nil if it can.
+	impossible error
+
+	stop    context.CancelFunc
+	running sync.WaitGroup
+
+	ready chan struct{} // closed when sn is set
+	sn    *snapshotter.Snapshotter
+}
+
+// newDemand makes it of the configuration. It connects to nothing.
+func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
+	d := &demand{
+		enabled: cfg.Lazy.Enabled && from.client != nil,
+		root:    cfg.Root, limits: limits(cfg.Limits), client: from.client, log: log, ready: make(chan struct{}), stop: func() {},
+	}
+	d.syncer = blob.NewSyncer(func(_ *blob.Blob, err error) {
+		log.Error("data loaded on demand not put on stable storage", "cause", err)
+	})
+	d.engine = ondemand.New(ondemand.Options{
+		Deadline:       cfg.Lazy.Deadline.Duration,
+		Quiet:          cfg.Lazy.BackgroundDelay.Duration,
+		BackgroundRate: cfg.Registry.BackgroundRate.Bytes,
+		NewDecoder:     func() ondemand.Decoder { return new(decoder) },
+		Log:            log,
+	})
+	d.watcher = watch.New(watch.Options{
+		Engine: d.engine, Syncer: d.syncer, Keeper: cfg.KeeperAddress(), Start: keeperStart(cfg), Log: log,
+		Describe: func(dir string) (watch.Layer, error) {
+			inst, err := layerstore.ReadInstance(dir)
+			if err != nil {
+				return watch.Layer{}, err
+			}
+			return d.describe(inst, dir, cfg.Lazy.Background)
+		},
+		Gone: func(dir string) {
+			<-d.ready
+			d.sn.Gone(dir)
+		},
+	})
+	if from.client != nil {
+		d.loader = lazy.New(lazy.Options{
+			Registry: from.client, Off: !cfg.Lazy.Enabled, MinLayerBytes: cfg.Lazy.MinLayerSize.Bytes, Trust: cfg.Lazy.Trust, Ready: d.canWatch, Log: log,
+			Made: func(inst layerstore.Instance, dir string) error {
+				layer, err := d.describe(inst, dir, cfg.Lazy.Background)
+				if err != nil {
+					return err
+				}
+				return d.watcher.Open(layer)
+			},
+		})
+	}
+	return d
+}
+
+// keeperStart starts a keeper that outlives this process: the program beside this one. systemd would end it with this unit.
+func keeperStart(cfg config.Config) func(context.Context) error {
+	if !cfg.Keeper.Start || os.Getenv("INVOCATION_ID") != "" {
+		return nil
+	}
+	return func(ctx context.Context) error {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		program := filepath.Join(filepath.Dir(self), "erofs-snapshotter-keeper")
+		return keeper.Start(ctx, cfg.KeeperAddress(), program, "--patience", cfg.Keeper.Patience.String())
+	}
+}
+
+// begin serves what a keeper holds, before anything in the root is touched. That nothing can be loaded on demand on this host is no error.
+func (d *demand) begin(ctx context.Context) error {
+	if !d.enabled && !hasLazy(d.root) {
+		d.impossible = errors.New("lazy.enabled or remote.enabled is false")
+		return nil
+	}
+	ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
+	d.running.Go(func() { d.syncer.Run(ctx) })
+	d.running.Go(func() {
+		if err := d.engine.Run(ctx); err != nil && ctx.Err() == nil {
+			d.log.Error("data are not loaded on demand any more", "cause", err)
+		}
+	})
+	if d.impossible = d.possible(); d.impossible != nil {
+		d.log.Warn("layers are not loaded on demand here", "cause", d.impossible)
+		return nil
+	}
+	if err := d.watcher.Connect(ctx); err != nil {
+		d.log.Warn("no keeper; layers are pulled as a whole until there is one", "cause", err)
+	}
+	return nil
+}
+
+// possible says whether the kernel and the root's filesystem can do it.
+func (d *demand) possible() error {
+	if err := fanotify.RaiseLimits(maxWatched); err != nil {
+		d.log.Warn("the limits of this process allow fewer incomplete layers at a time than could be needed", "layers", maxWatched, "cause", err)
+	}
+	if err := probe.HaveFileBacked(d.root); err != nil {
+		return err
+	}
+	return fanotify.Probe(d.root)
+}
+
+// maxWatched is how many incomplete layers a host should be able to have mounted.
+const maxWatched = 4096
+
+func (d *demand) canWatch() error {
+	if d.impossible != nil {
+		return d.impossible
+	}
+	return d.watcher.Ready()
+}
+
+// hasLazy says whether there are instances below a root for which somebody must answer.
+func hasLazy(root string) bool {
+	for _, pattern := range []string{"layers", "orphans"} {
+		if found, _ := filepath.Glob(filepath.Join(root, pattern, "*", blob.PresentName)); len(found) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// resume goes on with the layers of sn that are not complete, or not checked.
+func (d *demand) resume(ctx context.Context, cfg config.Config, sn *snapshotter.Snapshotter) {
+	d.sn = sn
+	close(d.ready)
+	for _, inst := range sn.Layers().List() {
+		if inst.Lazy == nil || !inst.Lazy.Partial && (!inst.Lazy.Verified.IsZero() || inst.Lazy.Mismatch != "") {
+			continue
+		}
+		layer, err := d.describe(inst, sn.Layers().Dir(inst.ID), cfg.Lazy.Background)
+		if err == nil {
+			err = d.watcher.Open(layer)
+		}
+		switch {
+		case errors.Is(err, blob.ErrUnusable):
+			d.log.Error("data of a lazy layer are damaged: it is made again", "instance", inst.ID, "layer", inst.Layer, "cause", err)
+			sn.Layers().Lose(inst.ID)
+		case err != nil:
+			d.log.Error("lazy layer cannot be served", "instance", inst.ID, "layer", inst.Layer, "cause", err)
+		}
+	}
+}
+
+// run does what goes on until ctx ends.
+func (d *demand) run(ctx context.Context) error {
+	if d.impossible != nil {
+		<-ctx.Done()
+		return nil
+	}
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return d.watcher.Run(ctx) })
+	return all.Wait()
+}
+
+// close leaves everything to the keeper.
+func (d *demand) close() error {
+	err := d.watcher.Close()
+	d.stop()
+	d.running.Wait()
+	return err
+}
+
+// describe says what the watcher must know of an instance.
+func (d *demand) describe(inst layerstore.Instance, dir string, check bool) (watch.Layer, error) {
+	if inst.Lazy == nil {
+		return watch.Layer{}, fmt.Errorf("layer instance %s was not made from an index", inst.ID)
+	}
+	layer := watch.Layer{
+		Name: string(inst.ID), ID: inst.ID.Bytes(), Dir: dir, PrefetchUntil: inst.Lazy.Prefetch,
+		Source: layerSource{demand: d, inst: inst},
+		Complete: func() error {
+			<-d.ready
+			return d.sn.Layers().SetComplete(inst.ID)
+		},
+	}
+	if check && d.loader != nil && inst.Lazy.Verified.IsZero() && inst.Lazy.Mismatch == "" {
+		layer.Check = func(ctx context.Context, pace ondemand.Pace, put func(int, []byte) error) error {
+			return d.check(ctx, inst, pace, put)
+		}
+	}
+	return layer, nil
+}
+
+// check reads the whole layer of an instance, completes it, and notes what was found.
+func (d *demand) check(ctx context.Context, inst layerstore.Instance, pace ondemand.Pace, put func(int, []byte) error) error {
+	select {
+	case <-d.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	sums, err := d.loader.Check(ctx, inst, d.limits, pace.Wait, put)
+	switch {
+	case errors.Is(err, lazy.ErrMismatch):
+		d.sn.Mismatched(ctx, inst.ID, err)
+		return nil
+	case err != nil:
+		return err
+	}
+	d.log.Info("lazy layer checked", "instance", inst.ID, "layer", inst.Layer, "bytes", sums.BlobBytes)
+	return d.sn.Layers().SetVerified(inst.ID, sums.DiffID, sums.DiffBytes)
+}
+
+// layerSource reads the blob of an instance's layer from the first image that has it.
+type layerSource struct {
+	demand *demand
+	inst   layerstore.Instance
+}
+
+// images are the references under which the layer was pulled, also since it was opened.
+func (s layerSource) images() []string {
+	select {
+	case <-s.demand.ready:
+		if inst, err := s.demand.sn.Layers().Get(s.inst.ID); err == nil {
+			return inst.Lazy.Images
+		}
+	default:
+	}
+	return s.inst.Lazy.Images
+}
+
+// ReadAt implements ondemand.Source.
+func (s layerSource) ReadAt(ctx context.Context, p []byte, off int64, attempt int) error {
+	if s.demand.client == nil {
+		return errors.New("remote.enabled is false: nothing is fetched from registries")
+	}
+	var errs []error
+	for _, image := range s.images() {
+		err := s.demand.client.ReadAt(registry.Again(ctx, attempt), image, s.descriptor(), p, off)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (s layerSource) descriptor() ocispec.Descriptor { return lazy.Descriptor(s.inst) }
+
+// decoder is an index.Decoder as the engine wants it.
+type decoder struct{ index.Decoder }
+
+func (d *decoder) Open(kind uint8, off int64, compressed []byte) error {
+	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed)
+}
+
+func (d *decoder) Decode(x blob.Extent, dst []byte) error {
+	return d.Decoder.Decode(index.Extent{
+		Length: int64(x.Length), Skip: x.InnerOffset, Digest: x.Digest,
+		Blob: index.Range{Start: x.BlobOffset, End: x.BlobOffset + int64(x.BlobLength)},
+	}, dst)
+}

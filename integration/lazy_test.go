@@ -1,0 +1,287 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/treediff"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
+)
+
+// preContent says that layers can be loaded on demand here.
+var preContent = testenv.Feature{Name: "pre-content", Missing: func() error { return fanotify.Probe(os.TempDir()) }}
+
+// Variants of the cached images that have an index.
+const (
+	estargzFormat = "estargz"
+	podmanFormat  = "zstdchunked"        // zstd:chunked as podman, buildah and skopeo make it
+	nerdctlFormat = "zstdchunked-stargz" // zstd:chunked as nerdctl and ctr-remote make it
+)
+
+// quietConfig keeps everything from being fetched that nobody has asked for.
+const quietConfig = "[lazy]\nbackground = false\n"
+
+// newLazyStory is a story whose daemon loads layers on demand.
+func newLazyStory(t *testing.T, limit time.Duration, o lab.Options) *story {
+	t.Helper()
+	testenv.Need(t, testenv.Root, testenv.EROFS, preContent)
+	if !strings.Contains(o.DaemonConfig, "[lazy]") {
+		o.DaemonConfig = quietConfig + o.DaemonConfig
+	}
+	return newStory(t, limit, remoteOptions(o))
+}
+
+// TestLazy starts containers of three images in three formats, with a part of each image on this machine. When everything was read, the tree
+// is that of an image that was pulled as a whole.
+func TestLazy(t *testing.T) {
+	for i, p := range programs[:3] {
+		for j, format := range []string{estargzFormat, podmanFormat, nerdctlFormat} {
+			if i == j || long() {
+				t.Run(p.image+"-"+format, func(t *testing.T) { lazyLife(t, p, format) })
+			}
+		}
+	}
+}
+
+func lazyLife(t *testing.T, p program, format string) {
+	image := p.image + "-" + format
+	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}})
+	ref := s.pull(image)
+	s.neverFellBack()
+	s.runs(p, ref)
+	s.fetchedPart(image)
+	got := s.view(s.Plugin(), s.topChain(ref))
+	s.removeImages(ref)
+	s.released()
+
+	eager := newStory(t, storyTime, remoteOptions(lab.Options{Images: []string{image}, DaemonConfig: "[lazy]\nenabled = false\n"}))
+	eagerRef := eager.pull(image)
+	want := eager.view(eager.Plugin(), eager.topChain(eagerRef))
+	same(t, asIndexed(format, want), asIndexed(format, got))
+	eager.removeImages(eagerRef)
+	eager.released()
+}
+
+// asIndexed is a tree as the index of a format knows it.
+func asIndexed(format string, records []treediff.Record) []treediff.Record {
+	bookkeeping := []string{"stargz.index.json", ".no.prefetch.landmark", ".prefetch.landmark"}
+	records = slices.DeleteFunc(records, func(r treediff.Record) bool { return slices.Contains(bookkeeping, r.Path) })
+	if format == podmanFormat {
+		return records
+	}
+	for i, r := range records { // to the nearest second
+		records[i].Mtime = treediff.Time{Sec: r.Mtime.Sec + (r.Mtime.Nsec+5e8)/1e9}
+	}
+	return records
+}
+
+// fetchedPart expects that of the large layers of an image a part only was fetched, and by the daemon.
+func (s *story) fetchedPart(image string) {
+	s.t.Helper()
+	fetched := s.fetchedBy(image)
+	var all, part int64
+	for _, l := range s.cachedLayers(image) {
+		f := fetched[l.Digest.String()]
+		if f.containerd > 0 {
+			s.t.Errorf("containerd fetched %d bytes of layer %s", f.containerd, l.Digest)
+		}
+		all += l.Size
+		part += f.daemon
+	}
+	s.t.Logf("%s: %d of %d bytes fetched, %d %%", image, part, all, 100*part/all)
+	if part > all*3/4 {
+		s.t.Errorf("%d of %d bytes were fetched", part, all)
+	}
+}
+
+// layersIn is an error unless all layers have the state.
+func (s *story) layersIn(state string) error {
+	status, err := s.status()
+	for _, l := range status.Layers {
+		if l.State != state {
+			return fmt.Errorf("layer %s is %s", l.Digest, l.State)
+		}
+	}
+	return err
+}
+
+// TestLazyCRI: a kubelet with containerd 2.4, and with 1.7.
+func TestLazyCRI(t *testing.T) {
+	for _, test := range []struct{ version, image string }{{lab.Containerd24, "node-estargz"}, {lab.Containerd17, "scipy-zstdchunked"}} {
+		t.Run(test.version, func(t *testing.T) {
+			s := newLazyStory(t, storyTime, remoteCRIOptions(lab.Options{Containerd: test.version, Images: []string{test.image}}))
+			k := newKubelet(s)
+			ref := s.Ref(test.image)
+			k.pulls(ref, nil)
+			k.runsPod(ref, func(container string) { k.executes(container) })
+			s.neverFellBack()
+			s.fetchedPart(test.image)
+		})
+	}
+}
+
+// startIdle starts a container whose own programs are here, so that it lives on what happens to others.
+func (s *story) startIdle(ref, id string) {
+	s.t.Helper()
+	s.start(ref, id, "sleep", "1000")
+	s.exec(id, "cd /usr/bin; cat sleep sh head dd cat sha256sum timeout wc grep ../lib/x86_64-linux-gnu/libc.so.6 ../lib/x86_64-linux-gnu/libcrypto.so.3 "+
+		"../lib64/ld-linux-x86-64.so.2 >/dev/null")
+}
+
+// TestLazyBackground: what nobody reads is fetched after a while, and the whole layer checked; then neither registry nor daemon is needed.
+func TestLazyBackground(t *testing.T) {
+	const image = "nginx-estargz"
+	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}, DaemonConfig: "[lazy]\nbackground_delay = \"100ms\"\n"})
+	ref := s.pull(image)
+	s.startIdle(ref, "box")
+	s.within(time.Minute, "all layers complete", func() error { return s.layersIn("complete") })
+	s.within(time.Minute, "all layers checked", func() error {
+		status, err := s.status()
+		for _, l := range status.Layers {
+			if l.Lazy != nil && l.Lazy.Verified != "yes" {
+				return fmt.Errorf("layer %s: checked %q", l.Digest, l.Lazy.Verified)
+			}
+		}
+		return err
+	})
+	s.StopRegistry()
+	s.must(s.StopSnapshotter())
+	s.must(s.KillKeeper())
+	s.readsRight("box")
+	s.must(s.StartSnapshotter(s.ctx))
+	s.end("box")
+	s.removeImages(ref)
+	s.released()
+}
+
+// TestLazyRestart: a container does not notice that the daemon is stopped, killed or replaced; those who read missing data wait.
+func TestLazyRestart(t *testing.T) {
+	const image = "nginx-estargz"
+	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}})
+	ref := s.pull(image)
+	s.startIdle(ref, "box")
+	for _, end := range []func() error{s.StopSnapshotter, s.KillSnapshotter} {
+		s.must(end())
+		read := make(chan error, 1)
+		go func() {
+			_, err := s.tryExec("box", "cat /usr/lib/x86_64-linux-gnu/*.so* | wc -c")
+			read <- err
+		}()
+		time.Sleep(200 * time.Millisecond)
+		s.must(s.StartSnapshotter(s.ctx))
+		s.must(<-read)
+	}
+	s.readsRight("box")
+	s.end("box")
+	s.removeImages(ref)
+	s.released()
+}
+
+// TestLazyPatience: without a daemon for longer than the keeper waits, readers get errors, neither zeros nor silence; with it they read.
+func TestLazyPatience(t *testing.T) {
+	const image = "nginx-estargz"
+	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}, DaemonConfig: quietConfig + "[keeper]\npatience = \"1s\"\n"})
+	ref := s.pull(image)
+	s.startIdle(ref, "box")
+	s.must(s.KillSnapshotter())
+	if _, err := s.tryExec("box", "sha256sum /usr/bin/perl* >/dev/null"); err == nil {
+		t.Error("missing data were read without a daemon")
+	}
+	s.must(s.StartSnapshotter(s.ctx))
+	s.readsRight("box")
+	s.end("box")
+	s.removeImages(ref)
+	s.released()
+}
+
+// TestLazyPoisoned: when daemon and keeper are lost together, nobody reads anything wrong after the restart, and who may have is named.
+func TestLazyPoisoned(t *testing.T) {
+	const image = "nginx-estargz"
+	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}})
+	ref := s.pull(image)
+	s.startIdle(ref, "box")
+	s.exec("box", "sha256sum /bin/ls") // something is present
+	s.must(errors.Join(s.KillSnapshotter(), s.KillKeeper()))
+	s.must(s.StartSnapshotter(s.ctx))
+	if log := s.daemonLog(); !strings.Contains(log, "restart them") || !strings.Contains(log, "box") {
+		t.Errorf("the container is not named:\n%s", log)
+	}
+	if err := s.tryRead("box"); err == nil {
+		t.Error("the old container read everything, with data that nobody answered for")
+	} else if strings.Contains(err.Error(), "FAILED\n") && !strings.Contains(err.Error(), "Input/output error") {
+		t.Errorf("the old container read wrong bytes: %v", err)
+	}
+	s.start(ref, "new", "sleep", "1000")
+	s.readsRight("new")
+	s.end("box")
+	s.end("new")
+	s.removeImages(ref)
+	s.released()
+}
+
+// TestLazyRegistryStops: with the registry gone readers get errors after the deadline; one that is killed while it waits ends at once.
+func TestLazyRegistryStops(t *testing.T) {
+	const image = "nginx-estargz"
+	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}, DaemonConfig: quietConfig + "deadline = \"3s\"\n"})
+	ref := s.pull(image)
+	s.startIdle(ref, "box")
+	s.StopRegistry()
+	began := time.Now()
+	if _, err := s.tryExec("box", "head -c 4096 /usr/bin/perl >/dev/null"); err == nil {
+		t.Error("missing data were read without a registry")
+	}
+	t.Logf("error after %v", time.Since(began))
+	began = time.Now()
+	if out, err := s.tryExec("box", "timeout -s KILL 0.2 cat /usr/lib/x86_64-linux-gnu/libapt-pkg.so.6.0.0 >/dev/null || echo killed"); err != nil ||
+		!strings.Contains(out, "killed") || time.Since(began) > 2*time.Second {
+		t.Errorf("a reader that was killed: %q, %v, after %v", out, err, time.Since(began))
+	}
+	s.end("box")
+	s.removeImages(ref)
+	s.released()
+}
+
+// TestLazyRemoval: everything is taken away from a running container whose data are missing, and its image pulled again. It goes on reading
+// right bytes; when it ends, everything of it is released.
+func TestLazyRemoval(t *testing.T) {
+	const image = "nginx-estargz"
+	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}})
+	ref := s.pull(image)
+	s.startIdle(ref, "first")
+	s.noteSuperblocks()
+	s.ctr("snapshots", "--snapshotter", s.Plugin(), "rm", "first")
+	s.removeImages(ref)
+	s.within(releaseTime, "layers gone", func() error {
+		if left := s.instances(); len(left) > 0 {
+			return fmt.Errorf("layers %q", left)
+		}
+		return nil
+	})
+	s.readsRight("first")
+	s.must(s.tryPull(ref))
+	s.start(ref, "second", "sleep", "1000")
+	s.readsRight("second")
+	s.must(s.KillSnapshotter())
+	s.must(s.StartSnapshotter(s.ctx))
+	s.exec("first", "cat /usr/bin/* >/dev/null")
+	s.end("first")
+	s.within(10*time.Second, "orphans released", func() error {
+		left, err := filepath.Glob(filepath.Join(s.SnapshotterRoot(), "orphans/*"))
+		if err != nil || len(left) > 0 {
+			return fmt.Errorf("orphans %q (%v)", left, err)
+		}
+		return nil
+	})
+	s.readsRight("second")
+	s.end("second")
+	s.removeImages(ref)
+	s.released()
+}

@@ -1,0 +1,93 @@
+package fanotify
+
+import (
+	"math"
+	"math/bits"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// latencySteps divides each doubling of the time, so a quantile is at most a quarter too large.
+	latencySteps = 4
+	// latencyDoublings begin at a microsecond and end at 2^27 of them, two minutes, which is longer than a fill may take.
+	latencyDoublings = 27
+	latencyBuckets   = latencySteps * latencyDoublings
+)
+
+// Latency is a histogram of times. The zero value is empty.
+type Latency struct {
+	Count   uint64
+	Sum     time.Duration
+	buckets [latencyBuckets]uint64
+}
+
+// Quantile returns a time that the share q (0 to 1) of all times did not exceed, or 0 if there are none.
+func (l *Latency) Quantile(q float64) time.Duration {
+	rank := uint64(math.Ceil(q * float64(l.Count)))
+	var seen uint64
+	for i, n := range l.buckets {
+		if seen += n; n > 0 && seen >= rank {
+			return bucketEnd(i)
+		}
+	}
+	return 0
+}
+
+// Add adds the times of another histogram.
+func (l *Latency) Add(o *Latency) {
+	l.Count += o.Count
+	l.Sum += o.Sum
+	for i, n := range o.buckets {
+		l.buckets[i] += n
+	}
+}
+
+// Buckets counts the times up to each of the bounds, which grow, and beyond the last of them, as exactly as the histogram knows.
+func (l *Latency) Buckets(bounds []time.Duration) []int64 {
+	counts := make([]int64, len(bounds)+1)
+	at := 0
+	for i, n := range l.buckets {
+		for at < len(bounds) && bucketEnd(i) > bounds[at] {
+			at++
+		}
+		counts[at] += int64(n)
+	}
+	return counts
+}
+
+// latency is a Latency that is added to without a lock.
+type latency struct {
+	sum     atomic.Int64
+	buckets [latencyBuckets]atomic.Uint64
+}
+
+func (l *latency) add(d time.Duration) {
+	l.sum.Add(int64(d))
+	l.buckets[bucketOf(d)].Add(1)
+}
+
+func (l *latency) load() Latency {
+	r := Latency{Sum: time.Duration(l.sum.Load())}
+	for i := range l.buckets {
+		r.buckets[i] = l.buckets[i].Load()
+		r.Count += r.buckets[i]
+	}
+	return r
+}
+
+// bucketOf returns the bucket of a time: the first that ends after it, or the last.
+func bucketOf(d time.Duration) int {
+	us := uint64(max(d, 0) / time.Microsecond)
+	if us == 0 {
+		return 0
+	}
+	doubling := bits.Len64(us) - 1
+	part := int((us<<2)>>doubling) & (latencySteps - 1)
+	return min(doubling*latencySteps+part, latencyBuckets-1)
+}
+
+func bucketEnd(i int) time.Duration {
+	doubling, part := i/latencySteps, i%latencySteps
+	return time.Microsecond << doubling * time.Duration(latencySteps+part+1) / latencySteps
+}

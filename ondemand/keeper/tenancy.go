@@ -1,0 +1,182 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// errReplaced is about what came after a successor took over.
+var errReplaced = errors.New("the keeper has been replaced")
+
+// admit gives the role to a daemon, with everything that is held. Before that, nobody else reads any group.
+func (s *server) admit(ss *session, as role) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if s.isReplaced() {
+		return errReplaced
+	}
+	if as == returning && !s.mayReturn(ss.peer) {
+		_ = ss.send(message{kind: leave}, time.Now().Add(ioTimeout)) // it may be gone
+		return errSuperseded
+	}
+	if err := s.retire(ss.peer, s.grace); err != nil {
+		return err
+	}
+	s.stopDenying()
+	s.mu.Lock()
+	s.last = &tenant{process: ss.peer, session: ss, connected: true}
+	blobs, credentials := len(s.held), s.secret >= 0
+	s.mu.Unlock()
+
+	deadline := time.Now().Add(handOutTimeout)
+	err := ss.sendReport(s.report(), deadline)
+	switch {
+	case err != nil:
+	case as == returning:
+		err = s.sendNames(ss, deadline)
+	default:
+		err = s.handOut(ss, deadline)
+	}
+	if err == nil {
+		err = ss.send(message{kind: end}, deadline)
+	}
+	if err != nil { // it may have begun to read
+		s.lost(ss)
+		return err
+	}
+	s.log.Info("a daemon is served", "pid", ss.peer.pid, "held", blobs, "credentials", credentials)
+	return nil
+}
+
+// mayReturn tells whether nobody else has had the role since p had it.
+func (s *server) mayReturn(p process) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last == nil || s.last.is(p)
+}
+
+// retire makes sure that whoever had the role does not read groups any more: it has exited, or said so within the grace, or is killed. If
+// it is the process that next comes, there is nothing to make sure: it knows what it reads. An error means that nobody else may have the
+// role now. It is called with turn held.
+func (s *server) retire(next process, grace time.Duration) error {
+	s.mu.Lock()
+	t := s.last
+	s.mu.Unlock()
+	if t == nil {
+		return nil
+	}
+	if !t.is(next) {
+		if err := s.leave(t, grace); err != nil {
+			return err
+		}
+	}
+	s.part(t)
+	s.mu.Lock()
+	s.last = nil
+	s.mu.Unlock()
+	t.close()
+	return nil
+}
+
+// leave has a daemon leave, or kills it.
+func (s *server) leave(t *tenant, grace time.Duration) error {
+	if t.session != nil {
+		// It may have gone, or hang, or have been told before.
+		_ = t.session.send(message{kind: leave}, time.Now().Add(time.Second))
+		t.session.hangUp()
+	}
+	if t.waitGone(s.ctx, grace, t.released()) {
+		return nil
+	}
+	if s.ctx.Err() != nil {
+		return errReplaced
+	}
+	s.log.Warn("the former daemon is killed: it may still answer for what is held", "pid", t.pid)
+	return t.kill(s.ctx)
+}
+
+// released is closed when the daemon has said that it does not read groups any more.
+func (t *tenant) released() <-chan struct{} {
+	if t.session == nil {
+		return nil
+	}
+	return t.session.released
+}
+
+// hasLeft tells whether the daemon has exited, or said that it does not read groups any more.
+func (t *tenant) hasLeft() bool {
+	select {
+	case <-t.released():
+		return true
+	default:
+		return t.gone()
+	}
+}
+
+// part ends the connection of a daemon, and with it all changes of what is held.
+func (s *server) part(t *tenant) {
+	if t.session != nil {
+		t.session.close()
+		<-t.session.over
+	}
+}
+
+// watch looks after the absence of daemons, until the keeper may end. After the signal it only waits for that.
+func (s *server) watch(ctx context.Context) {
+	signal := ctx.Done()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-signal:
+			signal = nil
+			s.toldToEnd()
+		case <-s.replaced:
+			s.log.Info("a successor has everything")
+			return
+		case <-s.changed:
+		case <-timer.C:
+		}
+		if signal == nil && s.mayEnd() {
+			return
+		}
+		s.shrink()
+		wait := s.lookAway()
+		if signal == nil {
+			wait = min(wait, endPoll)
+		}
+		timer.Reset(wait)
+	}
+}
+
+const (
+	// idleWait is when the state is looked at though nothing has happened.
+	idleWait = time.Hour
+	// retryWait is when something is tried again that failed.
+	retryWait = time.Second
+)
+
+// lookAway begins to deny when the daemon has been away for too long, and returns when to look again.
+func (s *server) lookAway() time.Duration {
+	s.mu.Lock()
+	left := s.o.Patience - time.Since(s.away)
+	if !s.forsaken() {
+		left = idleWait
+	}
+	s.mu.Unlock()
+	if left > 0 {
+		return left
+	}
+	if err := s.startDenying(); err != nil {
+		s.log.Error("readers of missing data wait: nobody can answer", "cause", err)
+		return retryWait
+	}
+	return idleWait
+}
+
+// forsaken tells whether something is held that nobody answers for. It is called with mu held.
+func (s *server) forsaken() bool {
+	served := s.last != nil && s.last.connected
+	return !served && s.denial == nil && len(s.held) > 0
+}

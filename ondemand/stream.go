@@ -1,0 +1,136 @@
+package ondemand
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// streamsPerLayer is how many readers of one layer at a time are followed.
+	streamsPerLayer = 4
+	// streamSlack is by how much a read may be off the place where its stream goes on: the kernel reads ahead in pieces of 128 KiB,
+	// not always in order, and between two files that are read one after the other there may be a small one that is not.
+	streamSlack = 128 << 10
+	// firstWindow is what is fetched ahead after the first read that follows another.
+	firstWindow = 2 * leastBytes
+	// mostWindow is 30 ms at 1 Gbit/s. Up to two windows are on their way.
+	mostWindow = 4 << 20
+)
+
+// never is a place in a data blob that is not reached.
+const never = math.MaxInt64
+
+// stream is a reader that goes through the data blob. Its first read fetches what it needs only. The next one that finds something absent
+// where the first has ended makes it a stream: a window of compressed bytes is granted to be fetched ahead. When the reader comes to the
+// beginning of the window that was granted last, the next one is granted, of double size.
+//
+//	data   ──────────read─────────┬─────────window─────────┬────────window────────┐
+//	                            reader                    mark                  limit
+type stream struct {
+	// mark and limit are data offsets: who reads between them is told of by reaches. All of the stream that was planned is before limit.
+	mark, limit atomic.Int64
+
+	// Guarded by the mu of the layer:
+	used   time.Time
+	pos    int64    // where the furthest of its faults ended
+	window int64    // that was granted last, 0: none yet
+	credit int64    // compressed bytes that were granted and are not planned
+	next   int      // the extent to plan next
+	passed numbered // the last one that needed no planning
+}
+
+type streams [streamsPerLayer]stream
+
+func (all *streams) init() {
+	for i := range all {
+		all[i].pos = -never
+		all[i].mark.Store(never)
+	}
+}
+
+// reaches returns the stream whose next window is due, as n bytes at off are read that are present. It says so once.
+func (all *streams) reaches(off, n int64) *stream {
+	for i := range all {
+		s := &all[i]
+		if mark := s.mark.Load(); off+n > mark && off < s.limit.Load() && s.mark.CompareAndSwap(mark, never) {
+			return s
+		}
+	}
+	return nil
+}
+
+// miss notes a read of something absent, from and to are data offsets. Its last extent is the one before end, and ends at limit. The
+// caller holds mu.
+func (all *streams) miss(from, to int64, end int, limit int64) {
+	s := all.of(from)
+	if s == nil {
+		s = all.oldest()
+		s.pos, s.window, s.credit, s.next = to, 0, 0, end
+		s.limit.Store(limit)
+		s.mark.Store(never)
+	} else {
+		s.pos, s.next = max(s.pos, to), max(s.next, end)
+		passed := limit > s.limit.Load()
+		if passed {
+			s.limit.Store(limit)
+		}
+		if passed || to > s.mark.Load() {
+			s.grant()
+		}
+	}
+	s.used = time.Now()
+}
+
+// of returns the stream that a read at off continues, or nil.
+func (all *streams) of(off int64) *stream {
+	for i := range all {
+		s := &all[i]
+		if s.pos >= 0 && off >= s.pos-streamSlack && off <= s.limit.Load()+streamSlack {
+			return s
+		}
+	}
+	return nil
+}
+
+func (all *streams) oldest() *stream {
+	s := &all[0]
+	for i := range all {
+		if all[i].used.Before(s.used) {
+			s = &all[i]
+		}
+	}
+	return s
+}
+
+// grant allows the next window. The caller holds mu.
+func (s *stream) grant() {
+	s.window = min(max(2*s.window, firstWindow), mostWindow)
+	s.credit = s.window
+	s.mark.Store(s.limit.Load())
+}
+
+// pass says that the stream is planned up to extent next, which begins at or after limit, for cost compressed bytes. The caller holds mu.
+func (s *stream) pass(next int, limit, cost int64) {
+	s.next = next
+	s.credit -= cost
+	s.limit.Store(max(s.limit.Load(), limit))
+}
+
+// stop ends the fetching ahead until another read follows. The caller holds mu.
+func (s *stream) stop() {
+	s.window, s.credit = 0, 0
+	s.mark.Store(never)
+}
+
+// goOn fetches the next window of a stream.
+func (l *Layer) goOn(s *stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.window == 0 {
+		return // it was given to another reader meanwhile
+	}
+	s.used = time.Now()
+	s.grant()
+	l.kick(ahead)
+}

@@ -1,0 +1,174 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
+)
+
+// Intervals of Run.
+const (
+	lookForOrphans = time.Second
+	redialKeeper   = 250 * time.Millisecond
+	keeperTimeout  = 10 * time.Second // for one call to the keeper
+)
+
+// Run looks after the keeper, and after orphans, until ctx ends.
+func (w *Watcher) Run(ctx context.Context) error {
+	ticker := time.NewTicker(lookForOrphans)
+	defer ticker.Stop()
+	var said string
+	for {
+		w.mu.Lock()
+		client := w.keeper
+		w.mu.Unlock()
+		var lost <-chan struct{}
+		var redial <-chan time.Time
+		if client != nil {
+			lost = client.Done()
+		} else {
+			redial = time.After(redialKeeper)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-lost:
+			if errors.Is(client.Err(), keeper.ErrSuperseded) {
+				return errors.New("another daemon has taken over")
+			}
+			w.o.Log.Warn("the keeper has gone; until it is back a crash of this process would show wrong data to containers", "cause", client.Err())
+			w.setKeeper(nil)
+		case <-redial:
+			if err := w.reconnect(ctx); err != nil && err.Error() != said && ctx.Err() == nil {
+				said = err.Error()
+				w.o.Log.Warn("no keeper; layers are pulled as a whole", "cause", err)
+			} else if err == nil {
+				said = ""
+			}
+		case <-ticker.C:
+			w.sweepOrphans()
+		}
+	}
+}
+
+// reconnect finds the keeper again and gives it everything.
+func (w *Watcher) reconnect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, keeperTimeout)
+	defer cancel()
+	client, held, secret, err := w.dial(ctx)
+	if err != nil {
+		return err
+	}
+	if secret != nil {
+		secret.Close()
+	}
+	for _, h := range held { // we have these ourselves
+		h.Close()
+	}
+	for _, e := range w.all() {
+		if err := e.hold(ctx, client); err != nil {
+			return errors.Join(err, client.Close())
+		}
+	}
+	w.setKeeper(client)
+	if w.o.Connected != nil {
+		w.o.Connected()
+	}
+	w.o.Log.Info("keeper connected", "address", w.o.Keeper)
+	return nil
+}
+
+// sweepOrphans closes those that nobody reads from any more.
+func (w *Watcher) sweepOrphans() {
+	for _, e := range w.all() {
+		dir := e.orphan.Load()
+		if dir == nil {
+			continue
+		}
+		alive, err := Alive(*dir)
+		if err == nil && alive {
+			continue
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			w.o.Log.Warn("cannot find out whether a removed layer is still read from: it stays", "instance", e.layer.Name, "cause", err)
+			continue
+		}
+		if err := e.abandon(); err != nil {
+			w.o.Log.Warn("closing a removed layer", "instance", e.layer.Name, "cause", err)
+		}
+		w.forget(e)
+		w.o.Gone(*dir)
+		w.o.Log.Info("removed layer is not read from any more", "instance", e.layer.Name)
+	}
+}
+
+// Alive is the function Alive.
+func (w *Watcher) Alive(dir string) (bool, error) { return Alive(dir) }
+
+// Serves says whether reads are answered of the data of an orphan in dir.
+func (w *Watcher) Serves(dir string) bool {
+	for _, e := range w.all() {
+		if at := e.orphan.Load(); at != nil && *at == dir {
+			return true
+		}
+	}
+	return false
+}
+
+// Alive says whether a superblock has the meta image in dir open: mounted, or unmounted and still in use. A write lease is given only if nobody
+// else has the file open (fcntl(2), F_SETLEASE). Whoever reads the file in another way counts as well.
+func Alive(dir string) (bool, error) {
+	f, err := os.Open(filepath.Join(dir, metaName))
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() // and with it the lease
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	if errors.Is(err, unix.EAGAIN) {
+		return true, nil
+	}
+	return false, err
+}
+
+// spawn runs do, which Close waits for.
+func (w *Watcher) spawn(do func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.work.Go(do)
+	}
+}
+
+// drop has the keeper close what it holds under a name. A keeper that is not there holds nothing.
+func (w *Watcher) drop(name string) error {
+	w.mu.Lock()
+	client := w.keeper
+	w.mu.Unlock()
+	if client == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, keeperTimeout)
+	defer cancel()
+	return client.Drop(ctx, name)
+}
+
+// refuse answers with errors what cannot be served.
+func (w *Watcher) refuse(h keeper.Held) {
+	g, err := fanotify.Adopt(h.Group, h.Journal, h.Data)
+	if err != nil {
+		w.o.Log.Error("what the keeper holds cannot even be refused: its readers wait", "held", h.Name, "cause", err)
+		return
+	}
+	w.spawn(func() {
+		if _, err := g.Deny(w.ctx); err != nil && w.ctx.Err() == nil {
+			w.o.Log.Error("requests are not refused any more: their readers wait", "held", h.Name, "cause", err)
+		}
+	})
+}

@@ -1,0 +1,323 @@
+// Package watch keeps lazy instances served: it joins the data blob of each (package blob), the engine that fills it (package ondemand), the
+// kernel's requests (package fanotify) and the process that holds on to all of it (package keeper).
+//
+//	Open ──► opened: data can be fetched ──Mount──► watched: reads are answered ──all data here──► complete ──checked──► closed
+//	                                                    │ Left
+//	                                                    ▼
+//	                                                  orphan: still answered, until nobody has the mount any more ──► closed
+//
+// What must be right, whatever fails:
+//
+//   - A data blob is marked, and its group held by the keeper, before the instance is mounted; and its write descriptor is opened before it is
+//     marked (kernel.md 2.4, 2.8).
+//   - The last descriptor of a group closes only when no data are missing, or when the superblock that reads them has gone. Whether it has is asked
+//     of the kernel by a lease on the meta image, which every superblock of the instance keeps open; see Alive.
+//   - When the process ends, for whatever reason, requests stay unanswered; the keeper has everything, and the next process goes on.
+//
+// The package knows no snapshots and no registries: whoever uses it describes an instance by a Layer. Directories may be renamed; what is open
+// stays open.
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
+)
+
+// metaName is the meta image in the directory of an instance. Together with blob.DataName it is what a superblock has open.
+const metaName = "meta.erofs"
+
+// Layer describes an instance.
+type Layer struct {
+	// Name is the instance id in hex, ID the same.
+	Name string
+	ID   [32]byte
+	// Dir is its directory.
+	Dir string
+	// Source is where its bytes come from, PrefetchUntil how many from the beginning are wanted first.
+	Source        ondemand.Source
+	PrefetchUntil int64
+	// Check reads the whole layer, gives the bytes of extents to put, and keeps the result. After nil it is not called again. Nil: there
+	// is nothing to check.
+	Check func(ctx context.Context, pace ondemand.Pace, put func(int, []byte) error) error
+	// Complete is called when all data are here and on stable storage; from then on the instance needs nobody.
+	Complete func() error
+}
+
+// Options of a Watcher.
+type Options struct {
+	Engine *ondemand.Engine
+	// Describe describes the instance in a directory: one that the keeper has held for an earlier process.
+	Describe func(dir string) (Layer, error)
+	// Keeper is the address of the keeper's socket; Start starts one if nobody listens there.
+	Keeper string
+	Start  func(context.Context) error
+	// Syncer makes data durable some time after they were written.
+	Syncer *blob.Syncer
+	// Connected is called when another keeper has come, which does not have the secret.
+	Connected func()
+	// Gone is called with the directory of an orphan that nobody reads from any more. Its files can be deleted.
+	Gone func(dir string)
+	// Secret is called with what an earlier process gave the keeper to keep, nil if nothing.
+	Secret func(*os.File)
+	Log    *slog.Logger
+}
+
+// Watcher keeps instances served. Safe for concurrent use.
+type Watcher struct {
+	o    Options
+	ctx  context.Context // of all that serves
+	stop context.CancelFunc
+	work sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	keeper  *keeper.Client // nil while none is connected
+	since   time.Time      // when that changed
+	past    Totals         // of instances that are closed
+	current map[string]*watched
+	orphans map[*watched]struct{}
+	changed chan struct{} // closed and replaced when keeper changes
+}
+
+// New returns a Watcher. Connect must follow.
+func New(o Options) *Watcher {
+	w := &Watcher{o: o, current: map[string]*watched{}, orphans: map[*watched]struct{}{}, changed: make(chan struct{})}
+	w.ctx, w.stop = context.WithCancel(context.Background())
+	return w
+}
+
+// Connect takes over what the keeper holds, and serves it. It must have returned before anything else in the root is touched: what is held may be
+// what containers read from. An error means that there is no keeper, so that nothing can be watched until Run finds one.
+func (w *Watcher) Connect(ctx context.Context) error {
+	client, held, secret, err := w.dial(ctx)
+	if err != nil {
+		return err
+	}
+	if w.o.Secret != nil {
+		w.o.Secret(secret)
+	}
+	for _, h := range held {
+		if err := w.takeOver(ctx, client, h); err != nil {
+			w.o.Log.Error("data that the keeper holds cannot be served: reads that need missing data get errors", "held", h.Name, "cause", err)
+			w.refuse(h)
+		}
+	}
+	w.setKeeper(client)
+	return nil
+}
+
+// dial connects to the keeper, which is started if nobody listens.
+func (w *Watcher) dial(ctx context.Context) (*keeper.Client, []keeper.Held, *os.File, error) {
+	client, held, secret, err := keeper.Dial(ctx, w.o.Keeper)
+	if err == nil || w.o.Start == nil {
+		return client, held, secret, err
+	}
+	if err := w.o.Start(ctx); err != nil {
+		return nil, nil, nil, err
+	}
+	return keeper.Dial(ctx, w.o.Keeper)
+}
+
+// takeOver serves what a keeper has held for an earlier process.
+func (w *Watcher) takeOver(ctx context.Context, client *keeper.Client, h keeper.Held) error {
+	dir, err := directoryOf(h.Data)
+	if err != nil {
+		return err
+	}
+	layer, err := w.o.Describe(dir)
+	if err != nil {
+		return err
+	}
+	e, err := w.open(layer, h.Data)
+	if err != nil {
+		return err
+	}
+	if err := e.adopt(h); err != nil {
+		return errors.Join(err, e.close())
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if filepath.Base(dir) == layer.Name {
+		w.current[layer.Name] = e
+	} else {
+		e.orphaned(dir)
+		w.orphans[e] = struct{}{}
+	}
+	return nil
+}
+
+// directoryOf is the directory in which an open file lies now.
+func directoryOf(f *os.File) (string, error) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Lstat(path); err != nil {
+		return "", fmt.Errorf("its data blob was deleted: %w", err)
+	}
+	return filepath.Dir(path), nil
+}
+
+// Ready returns an error while nothing can be watched.
+func (w *Watcher) Ready() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.keeper == nil {
+		return errNoKeeper(w.o.Keeper)
+	}
+	return nil
+}
+
+func errNoKeeper(address string) error {
+	return fmt.Errorf("no keeper answers on %s\n  start the unit erofs-snapshotter-keeper", address)
+}
+
+// Open makes an instance known: from now on its data are fetched, in the background too. It does nothing for one that is open.
+func (w *Watcher) Open(layer Layer) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return errors.New("the daemon is stopping")
+	}
+	if w.current[layer.Name] != nil {
+		return nil
+	}
+	e, err := w.open(layer, nil)
+	if err != nil {
+		return fmt.Errorf("open data blob of layer instance %s: %w", layer.Name, err)
+	}
+	w.current[layer.Name] = e
+	return nil
+}
+
+// Mount makes ready for a mount of an instance that is open: when it returns, reads of its data are answered. check finds out whether that is so
+// with a mount that nobody else has yet; it is nil if no data are missing any more.
+func (w *Watcher) Mount(ctx context.Context, name string) (check func(root string) error, err error) {
+	w.mu.Lock()
+	e := w.current[name]
+	w.mu.Unlock()
+	if e == nil {
+		return nil, fmt.Errorf("layer instance %s is not open", name)
+	}
+	client, err := w.waitKeeper(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return e.watch(ctx, client)
+}
+
+// keeperWait is how long a mount waits for a keeper that has gone: it restarts within a second.
+const keeperWait = 5 * time.Second
+
+func (w *Watcher) waitKeeper(ctx context.Context) (*keeper.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, keeperWait)
+	defer cancel()
+	for {
+		w.mu.Lock()
+		client, changed := w.keeper, w.changed
+		w.mu.Unlock()
+		if client != nil {
+			return client, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, errNoKeeper(w.o.Keeper)
+		}
+	}
+}
+
+func (w *Watcher) setKeeper(client *keeper.Client) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.keeper, w.since = client, time.Now()
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// Left says that an instance has left the store and that its files are in dir now. It is still served there while somebody reads from it.
+func (w *Watcher) Left(name, dir string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e := w.current[name]
+	if e == nil {
+		return
+	}
+	delete(w.current, name)
+	e.orphaned(dir)
+	w.orphans[e] = struct{}{}
+}
+
+// Watches says whether an instance is watched: what reads its data is answered.
+func (w *Watcher) Watches(name string) bool {
+	w.mu.Lock()
+	e := w.current[name]
+	w.mu.Unlock()
+	return e != nil && e.isWatched()
+}
+
+// Secret gives the keeper something to keep for the next process; see keeper.Client.Secret. Without a keeper it is given to the next one.
+func (w *Watcher) Secret(ctx context.Context, f *os.File) error {
+	w.mu.Lock()
+	client := w.keeper
+	w.mu.Unlock()
+	if client == nil {
+		return errNoKeeper(w.o.Keeper)
+	}
+	return client.Secret(ctx, f)
+}
+
+// all returns what is served.
+func (w *Watcher) all() []*watched {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append(slices.Collect(maps.Values(w.current)), slices.Collect(maps.Keys(w.orphans))...)
+}
+
+// forget takes e away, which is closed.
+func (w *Watcher) forget(e *watched) {
+	last := e.report()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.past.add(last)
+	delete(w.orphans, e)
+	if w.current[e.layer.Name] == e {
+		delete(w.current, e.layer.Name)
+	}
+}
+
+// Close stops serving, and leaves everything to the keeper. Run must have returned. It may be called again.
+func (w *Watcher) Close() error {
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		return nil
+	}
+	w.closed = true
+	client := w.keeper
+	w.mu.Unlock()
+	w.stop()
+	var errs []error
+	for _, e := range w.all() {
+		errs = append(errs, e.close())
+	}
+	w.work.Wait()
+	if client != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), keeperTimeout)
+		defer cancel()
+		errs = append(errs, client.Release(ctx)) // no group is read any more
+	}
+	return errors.Join(errs...)
+}

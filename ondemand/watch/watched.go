@@ -1,0 +1,268 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
+)
+
+// watched is an instance that is open.
+type watched struct {
+	w     *Watcher
+	layer Layer
+	held  string // its name for the keeper
+	data  *os.File
+	blob  *blob.Blob
+	fill  *ondemand.Layer
+
+	testing  atomic.Bool                        // missing data are refused, see selfTest
+	checking atomic.Pointer[context.CancelFunc] // ends a check that runs
+	orphan   atomic.Pointer[string]             // its directory, once it has left the store
+
+	mu       sync.Mutex
+	group    *fanotify.Group // nil: not watched
+	asked    *fanotify.Group // the same, also when it is over
+	complete bool
+	checked  bool
+	closed   bool
+}
+
+// open opens the data blob of an instance. data is the blob, opened before it was marked, if somebody has it; it is e's then.
+func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
+	if data == nil {
+		if data, err = os.OpenFile(filepath.Join(layer.Dir, blob.DataName), os.O_RDWR, 0); err != nil {
+			return nil, err
+		}
+	}
+	e = &watched{w: w, layer: layer, data: data, checked: layer.Check == nil}
+	if e.held, err = heldName(layer.Name, data); err != nil {
+		return nil, errors.Join(err, data.Close())
+	}
+	if e.blob, err = blob.Open(layer.Dir, layer.ID, blob.Options{Data: data, Syncer: w.o.Syncer}); err != nil {
+		return nil, errors.Join(err, data.Close())
+	}
+	if err := e.blob.Lost(); err != nil {
+		w.o.Log.Warn("data of a layer may have to be fetched again", "instance", layer.Name, "cause", err)
+	}
+	o := ondemand.LayerOptions{
+		Name: layer.Name, Source: layer.Source, PrefetchUntil: layer.PrefetchUntil,
+		Completed: func() { w.spawn(e.completed) },
+	}
+	if layer.Check != nil {
+		o.Complete = e.check
+	}
+	e.fill = w.o.Engine.Add(e.blob, o)
+	return e, nil
+}
+
+// heldName is unique among the files that exist: an instance may be made again while its first files still serve a container.
+func heldName(instance string, data *os.File) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(data.Fd()), &st); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s.%d", instance, st.Ino), nil
+}
+
+// adopt goes on with a group that the keeper has held.
+func (e *watched) adopt(h keeper.Held) error {
+	g, err := fanotify.Adopt(h.Group, h.Journal, h.Data)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.held = h.Name
+	e.serve(g)
+	return nil
+}
+
+// watch marks the data blob and serves it, unless that is done.
+func (e *watched) watch(ctx context.Context, client *keeper.Client) (check func(string) error, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, fmt.Errorf("layer instance %s was closed", e.layer.Name)
+	}
+	if e.complete {
+		return nil, nil
+	}
+	if e.group != nil { // what is true of one mount is true of all
+		return func(string) error { return nil }, nil
+	}
+	g, err := fanotify.New(e.data)
+	if err != nil {
+		return nil, err
+	}
+	if err := client.Hold(ctx, e.holding(g)); err != nil {
+		return nil, errors.Join(fmt.Errorf("hand data blob to the keeper: %w", err), g.Close())
+	}
+	e.serve(g)
+	return func(root string) error { return e.selfTest(g, root) }, nil
+}
+
+// Ready implements fanotify.Filler.
+func (e *watched) Ready(off, n int64) bool { return e.fill.Ready(off, n) }
+
+// Fill implements fanotify.Filler.
+func (e *watched) Fill(ctx context.Context, off, n int64) error {
+	if e.testing.Load() {
+		return errTest
+	}
+	return e.fill.Fill(ctx, off, n)
+}
+
+func (e *watched) holding(g *fanotify.Group) keeper.Held {
+	group, journal := g.Files()
+	return keeper.Held{Name: e.held, Group: group, Data: e.data, Journal: journal}
+}
+
+// serve answers the group. It is called with mu held.
+func (e *watched) serve(g *fanotify.Group) {
+	e.group, e.asked = g, g
+	e.w.work.Go(func() {
+		if err := g.Serve(e.w.ctx, e); err != nil && e.w.ctx.Err() == nil {
+			e.w.o.Log.Error("requests for data of a layer are not answered any more: reads of missing data wait until a restart of the daemon",
+				"instance", e.layer.Name, "cause", err)
+		}
+	})
+}
+
+func (e *watched) isWatched() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.group != nil
+}
+
+// hold gives a keeper that has just come what it should hold.
+func (e *watched) hold(ctx context.Context, client *keeper.Client) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.group == nil || e.closed {
+		return nil
+	}
+	return client.Hold(ctx, e.holding(e.group))
+}
+
+// check is the engine's background work.
+func (e *watched) check(ctx context.Context, pace ondemand.Pace) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	e.checking.Store(&cancel)
+	defer e.checking.Store(nil)
+	if e.orphan.Load() != nil {
+		return nil // only what is read is fetched
+	}
+	err := e.layer.Check(ctx, pace, e.fill.Put)
+	if e.orphan.Load() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.checked = true
+	e.mu.Unlock()
+	e.w.spawn(e.closeIfDone)
+	return nil
+}
+
+// orphaned says that the files are in dir, and ends what is not needed for those who read.
+func (e *watched) orphaned(dir string) {
+	e.orphan.Store(&dir)
+	if cancel := e.checking.Load(); cancel != nil {
+		(*cancel)()
+	}
+}
+
+// completed is called when all data are here: it makes that durable, and then nobody needs to watch any more (kernel.md 2.7).
+func (e *watched) completed() {
+	err := e.finish()
+	if err != nil {
+		e.w.o.Log.Error("layer has all its data, but goes on being watched", "instance", e.layer.Name, "cause", err)
+		return
+	}
+	e.closeIfDone()
+}
+
+func (e *watched) finish() error {
+	if err := e.blob.Complete(); err != nil {
+		return err
+	}
+	if e.orphan.Load() == nil {
+		if err := e.layer.Complete(); err != nil {
+			return err
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.complete = true
+	if e.group == nil {
+		return nil
+	}
+	if err := e.group.Finish(); err != nil {
+		return err
+	}
+	e.group = nil
+	e.w.o.Log.Info("layer is complete", "instance", e.layer.Name)
+	return e.w.drop(e.held)
+}
+
+// closeIfDone closes e if nothing remains to be done for it.
+func (e *watched) closeIfDone() {
+	e.mu.Lock()
+	done := e.complete && (e.checked || e.orphan.Load() != nil)
+	e.mu.Unlock()
+	if !done {
+		return
+	}
+	if err := e.close(); err != nil {
+		e.w.o.Log.Warn("closing the data blob of a complete layer", "instance", e.layer.Name, "cause", err)
+	}
+	e.w.forget(e)
+	if dir := e.orphan.Load(); dir != nil {
+		e.w.o.Gone(*dir)
+	}
+}
+
+// abandon ends serving an orphan that nobody reads from any more.
+func (e *watched) abandon() error {
+	e.mu.Lock()
+	group := e.group
+	e.group, e.complete = nil, true
+	e.mu.Unlock()
+	var err error
+	if group != nil {
+		err = errors.Join(group.Close(), e.w.drop(e.held))
+	}
+	return errors.Join(err, e.close())
+}
+
+// close closes the descriptors of this process.
+func (e *watched) close() error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil
+	}
+	e.closed = true
+	group := e.group
+	e.mu.Unlock()
+	e.fill.Close()
+	var err error
+	if group != nil {
+		err = group.Close()
+	}
+	return errors.Join(err, e.blob.Close(), e.data.Close())
+}

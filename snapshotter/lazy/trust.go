@@ -1,0 +1,25 @@
+package lazy
+
+import "strings"
+
+// Trusts says whether an image is in one of the repositories that patterns describe. A pattern is a repository as it stands in a
+// reference, with its host ("registry.example/team/app"); all repositories below a path ("registry.example/team/*"); or all ("*").
+func Trusts(patterns []string, image string) bool {
+	repository := repositoryOf(image)
+	for _, p := range patterns {
+		below, all := strings.CutSuffix(p, "*")
+		if p == repository || all && strings.HasPrefix(repository, below) {
+			return true
+		}
+	}
+	return false
+}
+
+// repositoryOf is a reference without tag and digest.
+func repositoryOf(image string) string {
+	image, _, _ = strings.Cut(image, "@")
+	if i := strings.LastIndexByte(image, ':'); i > strings.LastIndexByte(image, '/') {
+		image = image[:i]
+	}
+	return image
+}

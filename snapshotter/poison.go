@@ -1,0 +1,204 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+)
+
+// When both the daemon and the keeper have gone, the kernel reads missing data as zeros, and keeps those in memory. What is mounted then is
+// poisoned, for ever: nothing repairs a page that a process has mapped. So the instance gets new files, with the data that are certain, and
+// new mounts show those. The old data blob is cut to nothing, so that those who still read from it get errors instead of zeros; what the old
+// mount had in memory is dropped as far as no process has it mapped. The containers must be restarted, which is said until they are.
+
+// Poisoned is an old mount of an instance that containers still use.
+type Poisoned struct {
+	Instance layerstore.Instance
+	// Users are the names of the snapshots of those containers.
+	Users []string
+}
+
+// poisoned are they, by directory of the old files.
+type poisoned struct {
+	mu  sync.Mutex
+	all map[string]Poisoned
+}
+
+// Poisoned returns the mounts that may show wrong data.
+func (s *Snapshotter) Poisoned() []Poisoned {
+	s.poison.mu.Lock()
+	defer s.poison.mu.Unlock()
+	return slices.Collect(maps.Values(s.poison.all))
+}
+
+// renewPoisoned looks for mounts of partial instances, and of orphans, for which nobody has answered. It runs at start, when everything that is
+// answered for has been taken over from the keeper.
+func (s *Snapshotter) renewPoisoned(ctx context.Context) error {
+	if s.demand == nil {
+		return nil
+	}
+	for _, inst := range s.layers.List() {
+		if !inst.Partial() || s.demand.Watches(string(inst.ID)) {
+			continue
+		}
+		alive, err := s.demand.Alive(s.layers.Dir(inst.ID))
+		if err != nil {
+			return err
+		}
+		if alive {
+			if err := s.renew(ctx, inst); err != nil {
+				return err
+			}
+		}
+	}
+	dirs, err := s.layers.Orphans()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		if !s.demand.Serves(dir) && !s.knownPoisoned(dir) {
+			errs = append(errs, s.poisonOrphan(ctx, dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// renew gives an instance new files and poisons the old ones.
+func (s *Snapshotter) renew(ctx context.Context, inst layerstore.Instance) error {
+	users, n, mounted, err := s.usersOf(ctx, inst.ID)
+	if err != nil {
+		return err
+	}
+	orphan, err := s.layers.Renew(ctx, inst.ID)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	errs = append(errs, os.Truncate(filepath.Join(orphan, filepath.Base(s.layers.DataPath(inst.ID))), 0))
+	if mounted {
+		dropCached(s.mountDir(n))
+		errs = append(errs, s.unmountLayer(ctx, n))
+	}
+	s.notePoisoned(orphan, Poisoned{inst, users})
+	return errors.Join(errs...)
+}
+
+// usersOf returns the names of the active snapshots and views that have an instance below them, and where it is mounted.
+func (s *Snapshotter) usersOf(ctx context.Context, id layerstore.ID) (users []string, n uint64, mounted bool, err error) {
+	err = s.view(ctx, func(ctx context.Context, r *records) error {
+		n, mounted = r.mountNumber(id)
+		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			key, _, _, err := storage.GetInfo(ctx, info.Name)
+			if err != nil {
+				return err
+			}
+			number, err := parseSnapshotID(key)
+			if err != nil {
+				return err
+			}
+			if rec, err := r.get(number); err == nil && slices.Contains(rec.Lowers, id) {
+				users = append(users, info.Name)
+			}
+			return nil
+		})
+	})
+	if err := ignoreNoSnapshots(err); err != nil {
+		return nil, 0, false, err
+	}
+	if mounted {
+		mounted, err = fsbackend.Mounted(s.mountDir(n))
+	}
+	return users, n, mounted, err
+}
+
+// poisonOrphan cuts the data of an orphan that was not answered for, or deletes it if nobody reads from it.
+func (s *Snapshotter) poisonOrphan(_ context.Context, dir string) error {
+	alive, err := s.demand.Alive(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if !alive {
+		return s.layers.DiscardDir(dir)
+	}
+	inst, err := layerstore.ReadInstance(dir)
+	if err != nil {
+		s.log.Warn("what a removed layer was is not known", "path", dir, "cause", err)
+	}
+	s.notePoisoned(dir, Poisoned{Instance: inst})
+	return os.Truncate(filepath.Join(dir, filepath.Base(s.layers.DataPath(inst.ID))), 0)
+}
+
+func (s *Snapshotter) notePoisoned(dir string, p Poisoned) {
+	s.log.Error("while neither the daemon nor the keeper was there, containers may have read zeros instead of data of this layer: restart them",
+		"instance", p.Instance.ID, "layer", p.Instance.Layer, "snapshots", p.Users)
+	s.poison.mu.Lock()
+	defer s.poison.mu.Unlock()
+	if s.poison.all == nil {
+		s.poison.all = map[string]Poisoned{}
+	}
+	s.poison.all[dir] = p
+}
+
+func (s *Snapshotter) knownPoisoned(dir string) bool {
+	s.poison.mu.Lock()
+	defer s.poison.mu.Unlock()
+	_, known := s.poison.all[dir]
+	return known
+}
+
+// sweepOrphans deletes the poisoned files that nobody reads from any more. Those that are answered for go when Gone says so.
+func (s *Snapshotter) sweepOrphans() error {
+	s.poison.mu.Lock()
+	dirs := slices.Collect(maps.Keys(s.poison.all))
+	s.poison.mu.Unlock()
+	var errs []error
+	for _, dir := range dirs {
+		alive, err := s.demand.Alive(dir)
+		if err != nil || alive {
+			errs = append(errs, err)
+			continue
+		}
+		s.poison.mu.Lock()
+		delete(s.poison.all, dir)
+		s.poison.mu.Unlock()
+		errs = append(errs, s.layers.DiscardDir(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// Gone deletes the files of an orphan that nobody reads from any more.
+func (s *Snapshotter) Gone(dir string) {
+	if err := s.layers.DiscardDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("files of a removed layer not deleted", "path", dir, "cause", err)
+	}
+	wake(s.wakeDelete)
+}
+
+// dropCached drops what the page cache has of the files below a mount. Pages that a process has mapped stay.
+func dropCached(root string) {
+	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return nil
+		}
+		defer f.Close()
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+		return nil
+	})
+}
