@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"unsafe"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/erofs"
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
@@ -30,6 +29,9 @@ type DataExtent struct {
 	At int64
 	index.Extent
 }
+
+// dataExtentBytes is what a DataExtent takes of memory.
+const dataExtentBytes = 96
 
 // FromIndex makes the meta image of a layer, and the plan of its data blob, from an index of the layer, without the layer. The tree is the
 // one that FromTar makes of a tar that the index describes, to the extent that the index knows the tar.
@@ -79,7 +81,7 @@ func (b *indexBuild) file(a erofs.Attr, r *index.Record) (*node, error) {
 	if err := b.admitFile(r.Size); err != nil {
 		return nil, err
 	}
-	if err := b.keep(len(r.Extents) * int(unsafe.Sizeof(DataExtent{}))); err != nil {
+	if err := b.keep(len(r.Extents) * dataExtentBytes); err != nil {
 		return nil, err
 	}
 	data, err := dataExtents(r)

@@ -59,6 +59,10 @@ type Options struct {
 	// Wait is how long Open waits for another command. Waiting is called once if it has to, unless it is nil.
 	Wait    time.Duration
 	Waiting func()
+	// Locked is called when the root belongs to this process, before anything in it is touched, unless it is nil. Closing is called when nothing
+	// in it is used any more, before it is given back.
+	Locked  func(context.Context) error
+	Closing func(context.Context) error
 	// Log gets what was repaired, and at level debug each step. Nil discards it.
 	Log *slog.Logger
 	// Layers are the options of the layer store.
@@ -75,6 +79,7 @@ type Root struct {
 	lock *os.File
 	sn   *snapshotter.Snapshotter
 	lazy *lazy.Loader
+	end  func(context.Context) error
 	log  *slog.Logger
 	here place
 }
@@ -103,8 +108,13 @@ func Open(ctx context.Context, opts Options) (_ *Root, err error) {
 	if r.lock, err = lockRoot(ctx, r.path, opts.Wait, opts.Waiting); err != nil {
 		return nil, err
 	}
+	r.lazy, r.end = opts.Lazy, opts.Closing
+	if opts.Locked != nil {
+		if err := opts.Locked(ctx); err != nil {
+			return nil, errors.Join(err, r.lock.Close())
+		}
+	}
 	// The zero grace is a default; here nothing is kept for later.
-	r.lazy = opts.Lazy
 	r.sn, err = snapshotter.New(ctx, snapshotter.Options{
 		Root: r.path, Backend: opts.Backend, Log: r.log, Grace: -1, Layers: opts.Layers, Lazy: opts.Lazy, OnDemand: opts.OnDemand,
 	})
@@ -141,6 +151,9 @@ func (r *Root) Close(ctx context.Context) error {
 		r.sn.Cleanup(ctx),
 		r.sn.Close(),
 	)
+	if r.end != nil {
+		err = errors.Join(err, r.end(ctx))
+	}
 	if err != nil {
 		err = fmt.Errorf("root %s: %w\n  the next command tries again", r.path, err)
 	}

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,7 +47,7 @@ func mountCommand() *cli.Command {
 			"   erofs-snapshotter mount alpine:3.22 /mnt/alpine\n" +
 			"   erofs-snapshotter mount --rw --platform linux/arm64 ./app.tar:app:v2 /mnt/app\n" +
 			"   erofs-snapshotter unmount /mnt/alpine",
-		Flags: append(rootFlags(),
+		Flags: append(append(rootFlags(), registryFlags()...),
 			&cli.BoolFlag{Name: "rw", Usage: "mount with a writable layer, which is kept until unmount --discard"},
 			&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` to choose of an image for several", Value: platforms.DefaultString()},
 			&cli.StringSliceFlag{
@@ -54,7 +56,6 @@ func mountCommand() *cli.Command {
 			},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress and no result"},
 			&cli.BoolFlag{Name: "plain-http", Usage: "speak HTTP, without encryption, to the image's registry"},
-			&cli.StringFlag{Name: "hosts-dir", Usage: "`DIR` with a hosts.toml for each registry, as containerd has; without it that of the configuration"},
 		),
 		Action: func(ctx context.Context, c *cli.Command) error {
 			if c.Args().Len() != 2 {
@@ -128,14 +129,15 @@ func mountImage(ctx context.Context, c *cli.Command, cfg config.Config, req imag
 				path, units.HumanSize(float64(bytes)), c.String("root"))
 		}
 	}
-	if req.Image.Kind == source.InRegistry {
-		client := imageRegistry(c, cfg, req.Image)
-		defer client.Close()
-		req.Source.Registry = client
+	if c.Bool("plain-http") && req.Image.Kind == source.InRegistry {
+		if err := notePlainHTTP(c.String("root"), req.Image.Reference); err != nil {
+			return err
+		}
 	}
 	var res imagemount.Result
-	err := withMountRoot(ctx, c, cfg, func(ctx context.Context, r *imagemount.Root) (err error) {
+	err := withMountRoot(ctx, c, cfg, func(ctx context.Context, r *imagemount.Root, client *registry.Client) (err error) {
 		defer endProgress()
+		req.Source.Registry = client
 		res, err = r.Mount(ctx, req)
 		return err
 	})
@@ -168,7 +170,7 @@ func unmountArguments(req imagemount.Request, res imagemount.Result) string {
 
 // withMountRoot calls do with the root directory, which is cleaned up afterwards, also when a signal ends do. A second signal ends the
 // process at once; the next command repairs what that leaves.
-func withMountRoot(ctx context.Context, c *cli.Command, cfg config.Config, do func(context.Context, *imagemount.Root) error) (err error) {
+func withMountRoot(ctx context.Context, c *cli.Command, cfg config.Config, do func(context.Context, *imagemount.Root, *registry.Client) error) (err error) {
 	ctx, ignoreSignals := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer ignoreSignals()
 	context.AfterFunc(ctx, ignoreSignals)
@@ -180,6 +182,9 @@ func withMountRoot(ctx context.Context, c *cli.Command, cfg config.Config, do fu
 		return err
 	}
 	stderr := c.Root().ErrWriter
+	client := mountRegistry(c, cfg)
+	defer client.Close()
+	onDemand := newMountDemand(c, cfg, client, log)
 	r, err := imagemount.Open(ctx, imagemount.Options{
 		Path:    c.String("root"),
 		Backend: file.New(file.Options{Mode: mountModes[cfg.Mount.Mode], Direct: directIO[cfg.Mount.DirectIO]}),
@@ -187,14 +192,21 @@ func withMountRoot(ctx context.Context, c *cli.Command, cfg config.Config, do fu
 		Waiting: func() {
 			fmt.Fprintf(stderr, "waiting for another mount or unmount command, for %v at most\n", c.Duration("wait"))
 		},
-		Log:    log,
-		Layers: layerstore.Options{Limits: limits(cfg.Limits), Parallel: cfg.Conversion.Parallel, Memory: cfg.Conversion.Memory.Bytes},
+		Log:      log,
+		Lazy:     onDemand.loader,
+		OnDemand: onDemand.watcher,
+		Locked:   onDemand.locked,
+		Closing:  onDemand.closing,
+		Layers: layerstore.Options{
+			Limits: limits(cfg.Limits), Parallel: cfg.Conversion.Parallel, Memory: cfg.Conversion.Memory.Bytes, Left: onDemand.left,
+		},
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close(ctx)) }()
-	if err := do(ctx, r); err != nil {
+	onDemand.resume(served{r.Snapshotter().Layers(), r.Snapshotter()})
+	if err := do(ctx, r, client); err != nil {
 		if ctx.Err() != nil {
 			return errors.New("interrupted by a signal")
 		}
@@ -212,16 +224,46 @@ func mountLogger(c *cli.Command) *slog.Logger {
 	return slog.New(slog.NewTextHandler(c.Root().ErrWriter, &slog.HandlerOptions{Level: level}))
 }
 
-// imageRegistry is the client for one image. Unlike the daemon, which serves others, it has the credentials of the caller's docker.
-func imageRegistry(c *cli.Command, cfg config.Config, image source.Name) *registry.Client {
+// plainHTTPFile lists the registries of a root to which HTTP is spoken, one on a line: what is mounted may have to be read later.
+const plainHTTPFile = "plain-http"
+
+// notePlainHTTP adds the registry of an image to them.
+func notePlainHTTP(root, reference string) error {
+	host, _, _ := strings.Cut(reference, "/")
+	if slices.Contains(plainHTTPHosts(root), host) {
+		return nil
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(root, plainHTTPFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, host)
+	return errors.Join(err, f.Close())
+}
+
+func plainHTTPHosts(root string) []string {
+	b, _ := os.ReadFile(filepath.Join(root, plainHTTPFile))
+	return strings.Fields(string(b))
+}
+
+// registryFlags are those of the commands that read registries.
+func registryFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "hosts-dir", Usage: "`DIR` with a hosts.toml for each registry, as containerd has; without it that of the configuration"},
+	}
+}
+
+// mountRegistry is the client for the images of a root. Unlike the daemon, which serves others, it has the credentials of the caller's docker.
+func mountRegistry(c *cli.Command, cfg config.Config) *registry.Client {
 	opts := registryOptions(cfg.Registry, credentials.DockerConfig(""), mountLogger(c))
 	if c.IsSet("hosts-dir") {
 		opts.HostsDir = c.String("hosts-dir")
 	}
-	if c.Bool("plain-http") {
-		own, _, _ := strings.Cut(image.Reference, "/")
-		opts.PlainHTTP = func(host string) bool { return host == own }
-	}
+	plain := plainHTTPHosts(c.String("root"))
+	opts.PlainHTTP = func(host string) bool { return slices.Contains(plain, host) }
 	return registry.New(opts)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/cmd/erofs-snapshotter/internal/admin"
@@ -69,7 +70,7 @@ func (o observer) leftovers(orphans []*watch.Report) []admin.Layer {
 			continue // it has just gone
 		}
 		layers = append(layers, admin.Layer{
-			Instance: r.Name, Digest: inst.Layer.String(), Kind: string(layerstore.EROFS), State: admin.Partial, Created: inst.Created, Mounted: true,
+			Instance: r.Name, Digest: inst.Layer.String(), Kind: string(layerstore.EROFS), State: admin.Partial, Created: inst.Created, Mounted: true, Source: inst.Lazy.Images[0],
 			DiskBytes: r.Progress.PresentBytes, Lazy: lazyOf(inst, r),
 		})
 	}
@@ -78,8 +79,8 @@ func (o observer) leftovers(orphans []*watch.Report) []admin.Layer {
 			Instance: string(p.Instance.ID), Digest: p.Instance.Layer.String(), Kind: string(layerstore.EROFS), State: admin.Partial, Mounted: true,
 			Lazy: &admin.Lazy{Verified: admin.VerifyPending, Orphan: true, Poisoned: true, Users: p.Users},
 		}
-		if p.Instance.Lazy != nil {
-			l.Lazy.Format = p.Instance.Lazy.Format
+		if from := p.Instance.Lazy; from != nil {
+			l.Lazy.Format, l.Source, l.Created = from.Format, from.Images[0], p.Instance.Created
 		}
 		layers = append(layers, l)
 	}
@@ -90,7 +91,7 @@ func (o observer) leftovers(orphans []*watch.Report) []admin.Layer {
 func (o observer) fillMap(_ context.Context, instance string, cells int) ([]float64, error) {
 	inst, err := o.sn.Layers().Get(layerstore.ID(instance))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", admin.ErrNoMap, err)
 	}
 	if inst.Lazy == nil {
 		return nil, fmt.Errorf("layer %s was pulled as a whole: %w", inst.Layer, admin.ErrNoMap)
@@ -109,10 +110,31 @@ func (o observer) keeper(ctx context.Context) *admin.Keeper {
 	}
 	k := &admin.Keeper{Address: o.cfg.KeeperAddress()}
 	k.Connected, k.Since = o.demand.watcher.Keeper()
-	if report, err := keeper.Status(ctx, k.Address); err == nil {
-		k.Pid, k.Held, k.Denied = report.PID, len(report.Names), report.Denied
-	}
+	report := o.demand.keeperReport(ctx, k.Address)
+	k.Pid, k.Held, k.Denied = report.PID, len(report.Names), report.Denied
 	return k
+}
+
+// keeperReports remembers what the keeper said last: it is not asked for each of many questions, and counts do not go back when it is away.
+type keeperReports struct {
+	mu   sync.Mutex
+	at   time.Time
+	last keeper.Report
+}
+
+// keeperReportAge is how old an answer may be.
+const keeperReportAge = time.Second
+
+func (k *keeperReports) keeperReport(ctx context.Context, address string) keeper.Report {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if time.Since(k.at) > keeperReportAge {
+		if report, err := keeper.Status(ctx, address); err == nil {
+			k.last = report
+		}
+		k.at = time.Now()
+	}
+	return k.last
 }
 
 func (o observer) lazyFallbacks() map[lazy.Reason]lazy.Fallback {

@@ -7,8 +7,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
@@ -41,49 +44,90 @@ type demand struct {
 	enabled bool         // new layers are loaded on demand, too
 	// impossible is why nothing can be loaded on demand here, nil if it can.
 	impossible error
+	// late has begin wait until a layer is to be loaded on demand, if there is none so far.
+	late      bool
+	beginning sync.Mutex
+	begun     bool
+
+	keeperAddress string
+
+	keeperReports
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
-	ready chan struct{} // closed when sn is set
-	sn    *snapshotter.Snapshotter
+	check bool // layers are checked, and filled, in the background
+
+	ready     chan struct{} // closed when instances is set
+	instances instances
 }
+
+// instances is where they are: a Snapshotter's, or a layer store's alone.
+type instances interface {
+	List() []layerstore.Instance
+	Get(id layerstore.ID) (layerstore.Instance, error)
+	Dir(id layerstore.ID) string
+	SetComplete(id layerstore.ID) error
+	SetVerified(id layerstore.ID, diffID digest.Digest, diffBytes int64) error
+	Lose(id layerstore.ID)
+	// Mismatched says that a layer is not what its image says.
+	Mismatched(ctx context.Context, id layerstore.ID, cause error)
+	// Gone deletes an orphan.
+	Gone(dir string)
+}
+
+// served are those of a Snapshotter.
+type served struct {
+	*layerstore.Store
+	sn *snapshotter.Snapshotter
+}
+
+func (s served) Mismatched(ctx context.Context, id layerstore.ID, cause error) {
+	s.sn.Mismatched(ctx, id, cause)
+}
+func (s served) Gone(dir string) { s.sn.Gone(dir) }
 
 // newDemand makes it of the configuration. It connects to nothing.
 func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	d := &demand{
 		enabled: cfg.Lazy.Enabled && from.client != nil,
 		root:    cfg.Root, limits: limits(cfg.Limits), client: from.client, log: log, ready: make(chan struct{}), stop: func() {},
+		check: cfg.Lazy.Background, keeperAddress: cfg.KeeperAddress(),
 	}
 	d.syncer = blob.NewSyncer(func(_ *blob.Blob, err error) {
 		log.Error("data loaded on demand not put on stable storage", "cause", err)
 	})
 	d.engine = ondemand.New(ondemand.Options{
 		Deadline:       cfg.Lazy.Deadline.Duration,
+		Parallel:       cfg.Registry.Connections,
 		Quiet:          cfg.Lazy.BackgroundDelay.Duration,
 		BackgroundRate: cfg.Registry.BackgroundRate.Bytes,
 		NewDecoder:     func() ondemand.Decoder { return new(decoder) },
 		Log:            log,
 	})
+	var start func(context.Context) error
+	if mayStartKeeper(cfg) {
+		start = func(ctx context.Context) error { return d.startKeeper(ctx, cfg.Keeper.Patience.Duration) }
+	}
 	d.watcher = watch.New(watch.Options{
-		Engine: d.engine, Syncer: d.syncer, Keeper: cfg.KeeperAddress(), Start: keeperStart(cfg), Log: log,
+		Engine: d.engine, Syncer: d.syncer, Keeper: cfg.KeeperAddress(), Start: start, Log: log,
 		Describe: func(dir string) (watch.Layer, error) {
 			inst, err := layerstore.ReadInstance(dir)
 			if err != nil {
 				return watch.Layer{}, err
 			}
-			return d.describe(inst, dir, cfg.Lazy.Background)
+			return d.describe(inst, dir)
 		},
 		Gone: func(dir string) {
 			<-d.ready
-			d.sn.Gone(dir)
+			d.instances.Gone(dir)
 		},
 	})
 	if from.client != nil {
 		d.loader = lazy.New(lazy.Options{
 			Registry: from.client, Off: !cfg.Lazy.Enabled, MinLayerBytes: cfg.Lazy.MinLayerSize.Bytes, Trust: cfg.Lazy.Trust, Ready: d.canWatch, Log: log,
 			Made: func(inst layerstore.Instance, dir string) error {
-				layer, err := d.describe(inst, dir, cfg.Lazy.Background)
+				layer, err := d.describe(inst, dir)
 				if err != nil {
 					return err
 				}
@@ -94,27 +138,42 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	return d
 }
 
-// keeperStart starts a keeper that outlives this process: the program beside this one. systemd would end it with this unit.
-func keeperStart(cfg config.Config) func(context.Context) error {
-	if !cfg.Keeper.Start || os.Getenv("INVOCATION_ID") != "" {
-		return nil
+// mayStartKeeper says whether the daemon starts a keeper itself. systemd would end one that a unit has started with the unit.
+func mayStartKeeper(cfg config.Config) bool {
+	return cfg.Keeper.Start && (os.Getenv("INVOCATION_ID") == "" || cfg.Keeper.Address == mountKeeper(cfg.Root))
+}
+
+// startKeeper starts a keeper that outlives this process: the program beside this one.
+func (d *demand) startKeeper(ctx context.Context, patience time.Duration) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
 	}
-	return func(ctx context.Context) error {
-		self, err := os.Executable()
-		if err != nil {
+	log := os.Stderr
+	if d.late { // the terminal of a command is not for what goes on later
+		if log, err = os.OpenFile(filepath.Join(d.root, "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
 			return err
 		}
-		program := filepath.Join(filepath.Dir(self), "erofs-snapshotter-keeper")
-		return keeper.Start(ctx, cfg.KeeperAddress(), program, "--patience", cfg.Keeper.Patience.String())
+		defer log.Close()
 	}
+	program := filepath.Join(filepath.Dir(self), "erofs-snapshotter-keeper")
+	return keeper.Start(ctx, d.keeperAddress, program, log, "--patience", patience.String())
 }
 
 // begin serves what a keeper holds, before anything in the root is touched. That nothing can be loaded on demand on this host is no error.
 func (d *demand) begin(ctx context.Context) error {
-	if !d.enabled && !hasLazy(d.root) {
+	lazy := hasLazy(d.root)
+	switch {
+	case !d.enabled && !lazy:
 		d.impossible = errors.New("lazy.enabled or remote.enabled is false")
-		return nil
+	case lazy || !d.late:
+		d.beginNow(ctx)
 	}
+	return nil
+}
+
+func (d *demand) beginNow(ctx context.Context) {
+	d.begun = true
 	ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	d.running.Go(func() { d.syncer.Run(ctx) })
 	d.running.Go(func() {
@@ -124,18 +183,21 @@ func (d *demand) begin(ctx context.Context) error {
 	})
 	if d.impossible = d.possible(); d.impossible != nil {
 		d.log.Warn("layers are not loaded on demand here", "cause", d.impossible)
-		return nil
+		return
 	}
 	if err := d.watcher.Connect(ctx); err != nil {
 		d.log.Warn("no keeper; layers are pulled as a whole until there is one", "cause", err)
 	}
-	return nil
 }
 
 // possible says whether the kernel and the root's filesystem can do it.
 func (d *demand) possible() error {
+	level := slog.LevelWarn
+	if d.late { // a few mounts
+		level = slog.LevelDebug
+	}
 	if err := fanotify.RaiseLimits(maxWatched); err != nil {
-		d.log.Warn("the limits of this process allow fewer incomplete layers at a time than could be needed", "layers", maxWatched, "cause", err)
+		d.log.Log(context.Background(), level, "the limits of this process allow fewer incomplete layers at a time than could be needed", "layers", maxWatched, "cause", err)
 	}
 	if err := probe.HaveFileBacked(d.root); err != nil {
 		return err
@@ -146,7 +208,13 @@ func (d *demand) possible() error {
 // maxWatched is how many incomplete layers a host should be able to have mounted.
 const maxWatched = 4096
 
+// canWatch says whether somebody can answer for more layers.
 func (d *demand) canWatch() error {
+	d.beginning.Lock()
+	if !d.begun && d.impossible == nil {
+		d.beginNow(context.Background())
+	}
+	d.beginning.Unlock()
 	if d.impossible != nil {
 		return d.impossible
 	}
@@ -163,22 +231,22 @@ func hasLazy(root string) bool {
 	return false
 }
 
-// resume goes on with the layers of sn that are not complete, or not checked.
-func (d *demand) resume(ctx context.Context, cfg config.Config, sn *snapshotter.Snapshotter) {
-	d.sn = sn
+// resume goes on with the layers that are not complete, or not checked.
+func (d *demand) resume(all instances) {
+	d.instances = all
 	close(d.ready)
-	for _, inst := range sn.Layers().List() {
+	for _, inst := range all.List() {
 		if inst.Lazy == nil || !inst.Lazy.Partial && (!inst.Lazy.Verified.IsZero() || inst.Lazy.Mismatch != "") {
 			continue
 		}
-		layer, err := d.describe(inst, sn.Layers().Dir(inst.ID), cfg.Lazy.Background)
+		layer, err := d.describe(inst, all.Dir(inst.ID))
 		if err == nil {
 			err = d.watcher.Open(layer)
 		}
 		switch {
 		case errors.Is(err, blob.ErrUnusable):
 			d.log.Error("data of a lazy layer are damaged: it is made again", "instance", inst.ID, "layer", inst.Layer, "cause", err)
-			sn.Layers().Lose(inst.ID)
+			all.Lose(inst.ID)
 		case err != nil:
 			d.log.Error("lazy layer cannot be served", "instance", inst.ID, "layer", inst.Layer, "cause", err)
 		}
@@ -205,28 +273,37 @@ func (d *demand) close() error {
 }
 
 // describe says what the watcher must know of an instance.
-func (d *demand) describe(inst layerstore.Instance, dir string, check bool) (watch.Layer, error) {
+func (d *demand) describe(inst layerstore.Instance, dir string) (watch.Layer, error) {
 	if inst.Lazy == nil {
 		return watch.Layer{}, fmt.Errorf("layer instance %s was not made from an index", inst.ID)
 	}
 	layer := watch.Layer{
-		Name: string(inst.ID), ID: inst.ID.Bytes(), Dir: dir, PrefetchUntil: inst.Lazy.Prefetch,
+		Name: string(inst.ID), ID: inst.ID.Bytes(), Dir: dir, Digest: inst.Layer.String(), Origin: originOf(inst.Lazy.Images), PrefetchUntil: inst.Lazy.Prefetch,
 		Source: layerSource{demand: d, inst: inst},
 		Complete: func() error {
 			<-d.ready
-			return d.sn.Layers().SetComplete(inst.ID)
+			return d.instances.SetComplete(inst.ID)
 		},
 	}
-	if check && d.loader != nil && inst.Lazy.Verified.IsZero() && inst.Lazy.Mismatch == "" {
+	if d.check && d.loader != nil && inst.Lazy.Verified.IsZero() && inst.Lazy.Mismatch == "" {
 		layer.Check = func(ctx context.Context, pace ondemand.Pace, put func(int, []byte) error) error {
-			return d.check(ctx, inst, pace, put)
+			return d.checkLayer(ctx, inst, pace, put)
 		}
 	}
 	return layer, nil
 }
 
-// check reads the whole layer of an instance, completes it, and notes what was found.
-func (d *demand) check(ctx context.Context, inst layerstore.Instance, pace ondemand.Pace, put func(int, []byte) error) error {
+// originOf is the host of the first reference.
+func originOf(images []string) string {
+	if len(images) == 0 {
+		return ""
+	}
+	host, _, _ := strings.Cut(images[0], "/")
+	return host
+}
+
+// checkLayer reads the whole layer of an instance, completes it, and notes what was found.
+func (d *demand) checkLayer(ctx context.Context, inst layerstore.Instance, pace ondemand.Pace, put func(int, []byte) error) error {
 	select {
 	case <-d.ready:
 	case <-ctx.Done():
@@ -235,13 +312,13 @@ func (d *demand) check(ctx context.Context, inst layerstore.Instance, pace ondem
 	sums, err := d.loader.Check(ctx, inst, d.limits, pace.Wait, put)
 	switch {
 	case errors.Is(err, lazy.ErrMismatch):
-		d.sn.Mismatched(ctx, inst.ID, err)
+		d.instances.Mismatched(ctx, inst.ID, err)
 		return nil
 	case err != nil:
 		return err
 	}
 	d.log.Info("lazy layer checked", "instance", inst.ID, "layer", inst.Layer, "bytes", sums.BlobBytes)
-	return d.sn.Layers().SetVerified(inst.ID, sums.DiffID, sums.DiffBytes)
+	return d.instances.SetVerified(inst.ID, sums.DiffID, sums.DiffBytes)
 }
 
 // layerSource reads the blob of an instance's layer from the first image that has it.
@@ -254,7 +331,7 @@ type layerSource struct {
 func (s layerSource) images() []string {
 	select {
 	case <-s.demand.ready:
-		if inst, err := s.demand.sn.Layers().Get(s.inst.ID); err == nil {
+		if inst, err := s.demand.instances.Get(s.inst.ID); err == nil {
 			return inst.Lazy.Images
 		}
 	default:

@@ -114,7 +114,7 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, onDemand.close(), sn.Close()) }()
-	onDemand.resume(ctx, cfg, sn)
+	onDemand.resume(served{sn.Layers(), sn})
 
 	endpoints, err := listenAll(cfg)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/imagemount"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/registry"
 )
 
 func unmountCommand() *cli.Command {
@@ -17,7 +18,7 @@ func unmountCommand() *cli.Command {
 		ArgsUsage: "DIR",
 		Description: "Also cleans up after a mount that is gone: unmounted by umount, or lost in a reboot. The directory stays.\n\n" +
 			"Example:\n\n   erofs-snapshotter unmount /mnt/alpine",
-		Flags: append(rootFlags(), &cli.BoolFlag{Name: "discard", Usage: "give up the changes in a writable mount"}),
+		Flags: append(append(rootFlags(), registryFlags()...), &cli.BoolFlag{Name: "discard", Usage: "give up the changes in a writable mount"}),
 		Action: func(ctx context.Context, c *cli.Command) error {
 			if c.Args().Len() != 1 {
 				return usageError{fmt.Errorf("%s takes one directory, got %d arguments", c.FullName(), c.Args().Len())}
@@ -26,7 +27,7 @@ func unmountCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return withMountRoot(ctx, c, cfg, func(ctx context.Context, r *imagemount.Root) error {
+			return withMountRoot(ctx, c, cfg, func(ctx context.Context, r *imagemount.Root, _ *registry.Client) error {
 				m, err := r.Unmount(ctx, c.Args().First(), c.Bool("discard"))
 				if err != nil {
 					return err

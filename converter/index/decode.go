@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/inflate"
 )
 
 // Codec is how a layer's blob is compressed.
@@ -45,7 +46,7 @@ var ErrCorrupt = errors.New("corrupt data")
 // Decoder turns ranges of a blob into the bytes of extents. It can be reused, also after an error, by one goroutine at a time; its
 // zero value is ready. Its memory does not depend on the input, except that a zstd frame may ask for a window of up to 64 MiB.
 type Decoder struct {
-	gzip *gzip.Reader
+	gzip inflate.Reader
 	zstd *zstd.Decoder
 
 	codec      Codec
@@ -67,15 +68,13 @@ func (d *Decoder) Open(c Codec, blob Range, compressed []byte) error {
 
 // begin goes to the beginning of the decompressed range.
 func (d *Decoder) begin() (err error) {
-	d.in.Reset(d.compressed)
 	d.at = 0
 	switch d.codec {
 	case Gzip:
-		if d.gzip == nil {
-			d.gzip = new(gzip.Reader)
-		}
-		d.out, err = d.gzip, d.gzip.Reset(&d.in)
+		d.gzip.Reset(d.compressed)
+		d.out = &d.gzip
 	case Zstd:
+		d.in.Reset(d.compressed)
 		if d.zstd == nil {
 			if d.zstd, err = NewZstdReader(nil); err != nil {
 				return err

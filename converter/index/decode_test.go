@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -137,7 +138,7 @@ func TestDecodeRefusesLargeWindow(t *testing.T) {
 	}
 }
 
-// FuzzDecode compares with the standard library where that can decode.
+// FuzzDecode compares with the standard library where that can decode. It does not refuse headers with reserved flags.
 func FuzzDecode(f *testing.F) {
 	f.Add(compress(index.Gzip), uint16(25), uint16(15))
 	f.Add(compress(index.Zstd), uint16(0), uint16(14))
@@ -160,7 +161,7 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("%v: other bytes than those of the digest", c)
 			case err != nil && !errors.Is(err, index.ErrCorrupt):
 				t.Errorf("%v: %v", c, err)
-			case err != nil && c == index.Gzip && decodable:
+			case err != nil && c == index.Gzip && decodable && !strings.Contains(err.Error(), "reserved flags"):
 				t.Errorf("standard library can decode it: %v", err)
 			}
 		}

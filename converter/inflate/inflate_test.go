@@ -121,6 +121,33 @@ func TestMembers(t *testing.T) {
 	}
 }
 
+// TestReset: one Reader for many streams in memory, whatever state the one before left it in.
+func TestReset(t *testing.T) {
+	var r Reader
+	large := sample(3 * readBytes)
+	for i, c := range []struct {
+		in   []byte
+		read int
+		want error
+	}{
+		{gzipped(t, large, 6), 1000, nil},
+		{gzipped(t, large, 1), len(large), nil},
+		{append(gzipped(t, large[:9], 6), gzipped(t, large[9:50000], 0)...), 50000, nil},
+		{gzipped(t, large, 6)[:5000], len(large), io.ErrUnexpectedEOF},
+		{[]byte("no gzip at all"), 1, ErrCorrupt},
+		{nil, 1, io.ErrUnexpectedEOF},
+		{gzipped(t, nil, 6), 1, io.EOF},
+		{gzipped(t, large, 6), len(large), nil},
+	} {
+		r.Reset(c.in)
+		got := make([]byte, c.read)
+		n, err := io.ReadFull(&r, got)
+		if !errors.Is(err, c.want) || !bytes.Equal(got[:n], large[:n]) {
+			t.Errorf("stream %d: %d bytes, %v, want %v", i, n, err, c.want)
+		}
+	}
+}
+
 // deflate returns a raw stream with a preset dictionary.
 func deflate(t testing.TB, write func(*flate.Writer), dictionary []byte) []byte {
 	t.Helper()

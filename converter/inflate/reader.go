@@ -29,7 +29,7 @@ type Checkpoint struct {
 	Window []byte
 }
 
-// Reader decodes one stream. Not safe for concurrent use.
+// Reader decodes one stream. Not safe for concurrent use. The zero value is for Reset.
 type Reader struct {
 	in      *input
 	decoder decoder
@@ -62,6 +62,15 @@ const (
 // NewReader returns a Reader of the gzip stream src.
 func NewReader(src io.Reader) *Reader {
 	return &Reader{in: newInput(src, 0)}
+}
+
+// Reset makes r a Reader of a whole gzip stream in memory, which is not copied. Buffers that r has stay.
+func (r *Reader) Reset(stream []byte) {
+	if r.in == nil {
+		r.in = new(input)
+	}
+	*r.in = input{buf: stream, memory: r.in.memory, err: io.EOF}
+	r.phase, r.err, r.out, r.last, r.checkpoint, r.from, r.to = atMember, nil, 0, 0, nil, 0, 0
 }
 
 // Resume returns a Reader that goes on from c. src must begin at byte c.In/8 of the stream. The checksum of the member that c

@@ -2,9 +2,11 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"text/template"
@@ -70,4 +72,28 @@ func (l *Lab) SnapshotterPID() int {
 		return 0
 	}
 	return l.snapshotter.cmd.Process.Pid
+}
+
+// Status asks our daemon for its status and decodes the answer, which docs/monitoring.md describes, into a pointer.
+func (l *Lab) Status(ctx context.Context, status any) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", l.path("admin.sock"))
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon/v1/status", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("status of the daemon: %s", resp.Status)
+	}
+	return json.NewDecoder(resp.Body).Decode(status)
 }

@@ -76,14 +76,14 @@ func (l *latency) load() Latency {
 	return r
 }
 
-// bucketOf returns the bucket of a time: the first that ends after it, or the last.
+// bucketOf returns the bucket of a time: the first that ends after it, or the last. The first bucket begins at 0.
 func bucketOf(d time.Duration) int {
-	us := uint64(max(d, 0) / time.Microsecond)
-	if us == 0 {
+	parts := uint64(max(d, 0) / (time.Microsecond / latencySteps))
+	if parts < latencySteps {
 		return 0
 	}
-	doubling := bits.Len64(us) - 1
-	part := int((us<<2)>>doubling) & (latencySteps - 1)
+	doubling := bits.Len64(parts/latencySteps) - 1
+	part := int(parts>>doubling) % latencySteps
 	return min(doubling*latencySteps+part, latencyBuckets-1)
 }
 

@@ -44,28 +44,30 @@ func raiseGroups(want int) error {
 	return os.WriteFile(groupsFile, []byte(strconv.Itoa(want)), 0)
 }
 
-// raiseFiles raises the soft limit as far as it goes, and the hard one if it is too low.
+// raiseFiles raises the soft limit as far as it goes, and the hard one if that is too low.
 func raiseFiles(want uint64) error {
 	var have unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
 		return err
 	}
-	raised := unix.Rlimit{Cur: have.Max, Max: have.Max}
-	if have.Max < want {
-		most, err := readNumber(nrOpenFile)
-		if err != nil {
+	if have.Cur < have.Max {
+		have.Cur = have.Max
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
 			return err
 		}
-		if uint64(most) < want {
-			return fmt.Errorf("%d needed, the system allows %d (raise sysctl fs.nr_open)", want, most)
-		}
-		raised = unix.Rlimit{Cur: want, Max: want}
 	}
-	if raised == have {
+	if have.Max >= want {
 		return nil
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err != nil {
-		return fmt.Errorf("from %d to %d: %w (set LimitNOFILE= in the unit)", have.Max, raised.Max, err)
+	most, err := readNumber(nrOpenFile)
+	if err != nil {
+		return err
+	}
+	if uint64(most) < want {
+		return fmt.Errorf("%d needed, the system allows %d (raise sysctl fs.nr_open)", want, most)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: want, Max: want}); err != nil {
+		return fmt.Errorf("from %d to %d: %w (set LimitNOFILE= in the unit)", have.Max, want, err)
 	}
 	return nil
 }

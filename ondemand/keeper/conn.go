@@ -131,7 +131,8 @@ func (c *conn) receiveNext() (message, error) {
 	err := c.raw.Read(func(fd uintptr) (done bool) {
 		for {
 			n, nr, flags, _, received = unix.Recvmsg(int(fd), c.in[:], rights, unix.MSG_CMSG_CLOEXEC)
-			if !errors.Is(received, unix.EINTR) {
+			// ECONNRESET says, once, that the other side hung up without having read everything. What it sent follows, and the end.
+			if !errors.Is(received, unix.EINTR) && !errors.Is(received, unix.ECONNRESET) {
 				return !errors.Is(received, unix.EAGAIN)
 			}
 		}
@@ -141,8 +142,6 @@ func (c *conn) receiveNext() (message, error) {
 		return message{}, os.ErrClosed
 	case err != nil:
 		return message{}, err
-	case errors.Is(received, unix.ECONNRESET):
-		return message{}, io.EOF // it hung up without having read everything
 	case received != nil:
 		return message{}, os.NewSyscallError("recvmsg", received)
 	}
@@ -217,6 +216,11 @@ func (c *conn) interrupt() { _ = c.file.SetDeadline(time.Unix(1, 0)) } // a conn
 // hangUp makes the other side read the end, while what it sends is still received.
 func (c *conn) hangUp() {
 	_ = c.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) }) // fails only when there is nobody to tell
+}
+
+// stopReceiving has receive return io.EOF, while answers to what was received can still be sent.
+func (c *conn) stopReceiving() {
+	_ = c.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RD) }) // fails only when it has ended
 }
 
 // close ends the connection, and wakes who sends or receives.

@@ -64,7 +64,8 @@ func TestDescriptorsTravel(t *testing.T) {
 // What does not have the right number of descriptors, or is nonsense, leaves none open.
 func TestReceiveClosesWhatItRefuses(t *testing.T) {
 	a, b := pair(t)
-	fd := int(func() uintptr { f := standIn(t, "x").Data; return f.Fd() }())
+	fd, err := numberOf(standIn(t, "x").Data)
+	must(t, err)
 	before := openDescriptors(t)
 	for name, m := range map[string]message{
 		"two for hold":   {kind: hold, name: "x", files: []int{fd, fd}},

@@ -119,8 +119,8 @@ func checkDirectory(dir string) error {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return fmt.Errorf("directory %s has owner %d and mode %#o: others could replace the socket\n  chmod it to 0700, or choose another address",
-			dir, st.Uid, st.Mode&0o7777)
+		return fmt.Errorf("directory %s has owner %d and mode %#o: others could replace the socket\n"+
+			"  chmod it to 0700, or choose another address", dir, st.Uid, st.Mode&0o7777)
 	}
 	return nil
 }

@@ -74,7 +74,8 @@ func TestAnotherUserIsRefused(t *testing.T) {
 		_, err := Status(timeout(t), at)
 		errs <- err
 	}()
-	if err := <-errs; !errors.Is(err, errHungUp) {
-		t.Errorf("got %v, want no word", err)
+	var refused *refusal
+	if err := <-errs; !errors.As(err, &refused) {
+		t.Errorf("got %v, want a refusal", err)
 	}
 }

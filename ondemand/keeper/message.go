@@ -180,7 +180,8 @@ func parseHello(m message) (role, error) {
 		return 0, errors.New("not a hello")
 	}
 	if v := binary.LittleEndian.Uint32(m.body[len(magic):]); v != protocolVersion {
-		return 0, fmt.Errorf("protocol version %d is wanted, and this keeper speaks %d\n  replace it: erofs-snapshotter-keeper --replace", v, protocolVersion)
+		return 0, fmt.Errorf("protocol version %d is wanted, and this keeper speaks %d\n  replace it: erofs-snapshotter-keeper --replace",
+			v, protocolVersion)
 	}
 	r := role(m.body[len(magic)+4])
 	if len(m.body) != length || r < observer || r > lastRole {

@@ -100,13 +100,14 @@ func start(ctx context.Context, o Options) (*server, error) {
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx)) // a signal does not end it
 	if o.Replace {
 		if err := s.succeed(ctx); err != nil {
+			s.stop()
 			return nil, err
 		}
 	}
 	if s.listener == nil {
 		var err error
 		if s.listener, err = listen(o.Address); err != nil {
-			s.letGo()
+			s.stop()
 			return nil, err
 		}
 	}
@@ -141,7 +142,7 @@ func (s *server) run(ctx context.Context) {
 	s.stop()
 	s.mu.Lock()
 	for c := range s.open {
-		c.close()
+		c.stopReceiving()
 	}
 	s.mu.Unlock()
 	s.sessions.Wait()

@@ -20,29 +20,32 @@ type session struct {
 
 // serve talks to one connection until it ends.
 func (s *server) serve(c *conn) {
-	peer, err := c.peerOf()
-	if err != nil {
-		s.log.Warn("a connection is refused", "cause", err)
+	as, err := c.receiveHello()
+	peer, peerErr := c.peerOf()
+	if peerErr != nil {
+		s.refuse(c, 0, peerErr)
 		return
 	}
 	ss := &session{conn: c, peer: peer, released: make(chan struct{}), over: make(chan struct{})}
 	defer close(ss.over)
-	m, err := c.receive(time.Now().Add(ioTimeout))
-	closeAll(m.files) // a hello has none
-	if err != nil {
-		peer.close()
-		return // nobody in particular
-	}
-	as, err := parseHello(m)
 	if err == nil {
 		err = s.serveAs(ss, as)
 	}
 	if err != nil && !s.isReplaced() { // then it hangs up at once: the other side dials again, and finds the successor
-		s.refuse(ss, err)
+		s.refuse(c, peer.pid, err)
 	}
 	if !s.isTenant(ss) {
 		peer.close()
 	}
+}
+
+func (c *conn) receiveHello() (role, error) {
+	m, err := c.receive(time.Now().Add(ioTimeout))
+	closeAll(m.files) // it has none
+	if err != nil {
+		return 0, fmt.Errorf("no hello: %w", err)
+	}
+	return parseHello(m)
 }
 
 func (s *server) serveAs(ss *session, as role) error {
@@ -61,9 +64,11 @@ func (s *server) serveAs(ss *session, as role) error {
 }
 
 // refuse tells the other side why it gets nothing.
-func (s *server) refuse(ss *session, err error) {
-	s.log.Warn("a process is refused", "pid", ss.peer.pid, "cause", err)
-	_ = ss.send(ackOf(0, err), time.Now().Add(ioTimeout)) // it may be gone
+func (s *server) refuse(c *conn, pid int, err error) {
+	if s.ctx.Err() == nil {
+		s.log.Warn("a process is refused", "pid", pid, "cause", err)
+	}
+	_ = c.send(ackOf(0, err), time.Now().Add(ioTimeout)) // it may be gone
 }
 
 // inform answers an observer, for which nothing is done if it has gone.

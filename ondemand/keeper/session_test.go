@@ -11,7 +11,13 @@ import (
 // A daemon that sends nonsense is disconnected, and nothing is lost.
 func TestNonsenseEndsTheConnection(t *testing.T) {
 	at := address(t)
-	keep(t, Options{Address: at})
+	s, _ := keep(t, Options{Address: at})
+	idle := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.open) == 0
+	}
+	before := openDescriptors(t)
 	for _, packet := range [][]byte{{}, {99}, make([]byte, maxPacketBytes+1), message{kind: hold, name: "x"}.append(nil)} {
 		c := holdAll(t, at, "a")
 		must(t, sendRaw(c.conn, packet))
@@ -21,7 +27,19 @@ func TestNonsenseEndsTheConnection(t *testing.T) {
 		c.Close()
 		c = dialOf(t, at, "a")
 		must(t, c.Drop(timeout(t), "a"))
-		c.Close()
+		must(t, c.Release(timeout(t)))
+		other, err := connect(timeout(t), at)
+		must(t, err)
+		must(t, sendRaw(other, packet))
+		other.close()
+		eventually(t, "the connections have ended", idle)
+	}
+	s.turn.Lock()
+	must(t, s.retire(process{}, patient)) // as the next daemon would have it
+	s.turn.Unlock()
+	// Those that stand for a held group are open until the test ends.
+	if after, leaked := openDescriptors(t), 4*3; after > before+leaked {
+		t.Errorf("%d descriptors are open, %d were", after, before)
 	}
 }
 

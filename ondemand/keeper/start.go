@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,10 +26,10 @@ const (
 )
 
 // Start has program, which is erofs-snapshotter-keeper, run with args as a keeper at address, unless one listens there. When it returns nil, one does.
-// It does not end with this process, and logs to this process's standard error. Two may call it at once.
+// It does not end with this process, and logs to log. Two may call it at once.
 //
 // It is for daemons that no service manager runs: what a unit of systemd starts ends with the unit. The keeper has one of its own.
-func Start(ctx context.Context, address, program string, args ...string) error {
+func Start(ctx context.Context, address, program string, log *os.File, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if _, err := Status(ctx, address); err == nil {
@@ -40,7 +41,9 @@ func Start(ctx context.Context, address, program string, args ...string) error {
 	}
 	var message bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, append([]string{"--address", absolute, "--detach"}, args...)...)
-	cmd.Stdout = os.Stderr // becomes the keeper's standard error
+	// Systemd waits for what this process has to say, not for a keeper.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NOTIFY_SOCKET=") })
+	cmd.Stdout = log // becomes the keeper's standard error
 	cmd.Stderr = &message
 	cmd.WaitDelay = time.Second
 	if err := cmd.Run(); err != nil {

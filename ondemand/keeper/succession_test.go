@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -187,7 +188,7 @@ func TestPredecessorDiesLast(t *testing.T) {
 	c, in, err := dial(timeout(t), at, successor)
 	must(t, err)
 	defer c.close()
-	s := &server{o: Options{Address: at}.withDefaults(), log: Options{}.withDefaults().Log, secret: -1}
+	s := &server{o: Options{Address: at}.withDefaults(), log: slog.New(slog.NewTextHandler(t.Output(), nil)), secret: -1}
 	must(t, s.inherit(in))
 	must(t, first.cmd.Process.Signal(syscall.SIGSTOP))
 	confirmed := make(chan error, 1)
@@ -205,9 +206,9 @@ func TestPredecessorDiesLast(t *testing.T) {
 
 // systemd is told which process is the service now.
 func TestSystemdIsTold(t *testing.T) {
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(filepath.Dir(filepath.Dir(address(t))), "n.sock"), Net: "unixgram"})
+	name := filepath.Join(filepath.Dir(filepath.Dir(address(t))), "n.sock")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	must(t, err)
-	defer os.Remove(l.LocalAddr().String())
 	defer l.Close()
 	t.Setenv("NOTIFY_SOCKET", l.LocalAddr().String())
 	read := func() string {

@@ -53,7 +53,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 				said = ""
 			}
 		case <-ticker.C:
-			w.sweepOrphans()
+			w.Sweep()
 		}
 	}
 }
@@ -85,8 +85,11 @@ func (w *Watcher) reconnect(ctx context.Context) error {
 	return nil
 }
 
-// sweepOrphans closes those that nobody reads from any more.
-func (w *Watcher) sweepOrphans() {
+// Idle says that nothing is served, and nothing remains to be fetched or checked.
+func (w *Watcher) Idle() bool { return len(w.all()) == 0 }
+
+// Sweep closes the orphans that nobody reads from any more. Run does so again and again.
+func (w *Watcher) Sweep() {
 	for _, e := range w.all() {
 		dir := e.orphan.Load()
 		if dir == nil {

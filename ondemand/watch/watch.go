@@ -45,6 +45,10 @@ type Layer struct {
 	ID   [32]byte
 	// Dir is its directory.
 	Dir string
+	// Digest is that of the layer, for messages.
+	Digest string
+	// Origin is the host that its bytes come from, which it shares with other layers.
+	Origin string
 	// Source is where its bytes come from, PrefetchUntil how many from the beginning are wanted first.
 	Source        ondemand.Source
 	PrefetchUntil int64

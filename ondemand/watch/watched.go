@@ -56,7 +56,7 @@ func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
 		w.o.Log.Warn("data of a layer may have to be fetched again", "instance", layer.Name, "cause", err)
 	}
 	o := ondemand.LayerOptions{
-		Name: layer.Name, Source: layer.Source, PrefetchUntil: layer.PrefetchUntil,
+		Name: layer.Digest, Origin: layer.Origin, Source: layer.Source, PrefetchUntil: layer.PrefetchUntil,
 		Completed: func() { w.spawn(e.completed) },
 	}
 	if layer.Check != nil {

@@ -113,6 +113,9 @@ func (inst Instance) validate() error {
 			return fmt.Errorf("digest %q: %w", d, err)
 		}
 	}
+	if inst.Lazy != nil && len(inst.Lazy.Images) == 0 {
+		return errors.New("a lazy instance without a source")
+	}
 	for _, n := range []int64{inst.DiffBytes, inst.MetaBytes, inst.DataBytes, inst.DiskBytes, inst.Inodes} {
 		if n < 0 {
 			return errors.New("negative size")

@@ -14,6 +14,9 @@
 //	stargz (nerdctl, ctr-remote)      io.containers.zstd-chunked.manifest-*          compressed JSON
 //	                                  containerd.io/snapshot/stargz/toc.digest       JSON, may be missing
 //
+// Podman's first releases, those of Debian 12 among them, wrote stargz's annotations. Their table is read by stargz's rules, which hold for
+// it too; holes are data then.
+//
 // A layer with the annotations of more than one format is refused, as containers/storage does: different tools would see different files.
 //
 // Podman's table knows times to the nanosecond, stargz's to the second. Neither knows ACLs that the tar has in text form. Podman does not

@@ -78,17 +78,12 @@ func (dev *Device) Detach(ctx context.Context) error {
 
 // Abort makes everything fail that the device is asked for, now and later. It ends waits that nothing else ends, and may be called at any time.
 func (dev *Device) Abort() error {
-	var st unix.Stat_t
-	// The connection is named after the mount's device number, for which the kernel need not ask this process.
-	fd, err := unix.Open(dev.mountpoint, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
+	// This is what a forced unmount does to FUSE first. Then it finds the file in use, which is right.
+	err := unix.Unmount(dev.mountpoint, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		return nil
 	}
-	defer unix.Close(fd)
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	return os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", unix.Minor(st.Dev)), []byte("1"), 0)
+	return err
 }
 
 // unmount waits for the loop device, which the kernel gives up some time after it was asked to.
@@ -102,8 +97,8 @@ func (dev *Device) unmount() error {
 		if errors.Is(err, unix.EBUSY) && time.Now().Before(deadline) {
 			continue
 		}
-		abort := dev.Abort()
-		return errors.Join(fmt.Errorf("unmount FUSE from %s: %w", dev.mountpoint, err), abort, unix.Unmount(dev.mountpoint, unix.MNT_DETACH))
+		err = fmt.Errorf("unmount FUSE from %s: %w", dev.mountpoint, err)
+		return errors.Join(err, dev.Abort(), unix.Unmount(dev.mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 	}
 }
 

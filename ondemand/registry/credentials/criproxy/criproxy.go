@@ -46,8 +46,8 @@ const (
 type Options struct {
 	// Address is the path of containerd's unix socket.
 	Address string
-	// Changed is called after what Export returns has changed, from the goroutine that changed it: it must not wait. That a credential was
-	// used is a change only now and then. It may be nil.
+	// Changed is called after what Export returns has changed, from the goroutine that changed it, several at once perhaps: it must not wait.
+	// That a credential was used is a change only now and then. It may be nil.
 	Changed func()
 }
 

@@ -159,7 +159,8 @@ func parseExported(b []byte) (x exported, err error) {
 }
 
 func (r exportedRepository) valid() bool {
-	ok := r.Host != "" && r.Repository != "" && len(r.Host)+len(r.Repository) <= maxFieldBytes && len(r.Logins) > 0 && len(r.Logins) <= maxLogins
+	ok := r.Host != "" && r.Repository != "" && len(r.Host)+len(r.Repository) <= maxFieldBytes &&
+		len(r.Logins) > 0 && len(r.Logins) <= maxLogins
 	for _, l := range r.Logins {
 		ok = ok && len(l.User)+len(l.Secret) > 0 && len(l.User)+len(l.Secret) <= maxFieldBytes
 	}

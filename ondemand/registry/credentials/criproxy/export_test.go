@@ -69,16 +69,19 @@ func TestImportedExpiresByLastUse(t *testing.T) {
 		if err := to.insert(b); err != nil {
 			t.Fatal(err)
 		}
-		if n := to.byUse.Len(); n != 1 {
+		known := func() int {
+			to.mu.Lock()
+			defer to.mu.Unlock()
+			return to.byUse.Len()
+		}
+		if n := known(); n != 1 {
 			t.Errorf("%d repositories are known, want the one that was used", n)
 		}
 		time.Sleep(31 * time.Minute)
 		synctest.Wait()
-		to.mu.Lock()
-		if n := to.byUse.Len(); n != 0 {
+		if n := known(); n != 0 {
 			t.Errorf("%d repositories are known an hour after their last use", n)
 		}
-		to.mu.Unlock()
 	})
 }
 
@@ -189,7 +192,8 @@ func TestChangedMayExport(t *testing.T) {
 }
 
 func TestImportRefuses(t *testing.T) {
-	one := `{"host":"r.io","repository":"app","used":1,"logins":[{"secret":"aHVzaA=="}]}`
+	const login1 = `{"secret":"aHVzaA=="}`
+	const one = `{"host":"r.io","repository":"app","used":1,"logins":[` + login1 + `]}`
 	for name, text := range map[string]string{
 		"nothing":            ``,
 		"no JSON":            `hush-hush`,
@@ -204,7 +208,7 @@ func TestImportRefuses(t *testing.T) {
 		"too many":           `{"version":1,"repositories":[` + strings.Repeat(one+",", maxRepositories) + one + `]}`,
 		"too long":           `{"version":1,"repositories":[` + one + `]}` + strings.Repeat(" ", maxExportBytes),
 		"a second document":  `{"version":1,"repositories":[` + one + `]}{}`,
-		"too many for one":   `{"version":1,"repositories":[{"host":"r.io","repository":"app","logins":[` + strings.Repeat(`{"secret":"aHVzaA=="},`, 4) + `{"secret":"aHVzaA=="}]}]}`,
+		"too many for one":   `{"version":1,"repositories":[` + strings.Replace(one, login1, login1+strings.Repeat(","+login1, maxLogins), 1) + `]}`,
 		"a credential of 1M": `{"version":1,"repositories":[` + strings.Replace(one, "aHVzaA==", strings.Repeat("aHVzaA==", 1<<17), 1) + `]}`,
 	} {
 		s := newLearned(10, time.Hour, nil)
@@ -221,7 +225,7 @@ func TestImportRefuses(t *testing.T) {
 }
 
 func FuzzImport(f *testing.F) {
-	f.Add([]byte(`{"version":1,"repositories":[{"host":"r.io","repository":"app","used":9999999999,"logins":[{"user":"dQ==","secret":"cA=="}]}]}`))
+	f.Add([]byte(`{"version":1,"repositories":[{"host":"r","repository":"a","used":9999999999,"logins":[{"user":"dQ==","secret":"cA=="}]}]}`))
 	f.Add([]byte(`{"version":1,"repositories":[{"host":"r","repository":"a","used":-1,"logins":[{"secret":"cA=="}]}]}`))
 	f.Add([]byte(`{"version":1}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
