@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	if address := os.Getenv(asStarter); address != "" {
 		must(nil, os.Unsetenv(asStarter))
 		must(nil, os.Setenv(asProgram, "1"))
-		if err := keeper.Start(context.Background(), address, os.Args[0]); err != nil {
+		if err := keeper.Start(context.Background(), address, os.Args[0], os.Stderr, "--patience", "1m"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -140,6 +140,9 @@ func TestStart(t *testing.T) {
 	must(t, starter.Run())
 	r, err := keeper.Status(t.Context(), at)
 	must(t, err)
+	if r.Patience != time.Minute {
+		t.Errorf("its patience is %s", r.Patience)
+	}
 	if sid, err := unix.Getsid(r.PID); err != nil || sid != r.PID {
 		t.Errorf("session %d of process %d, %v", sid, r.PID, err)
 	}
@@ -147,7 +150,7 @@ func TestStart(t *testing.T) {
 		t.Errorf("works in %q, %v", cwd, err)
 	}
 	t.Setenv(asProgram, "1")
-	must(t, keeper.Start(t.Context(), at, "/none")) // one listens: the program is not even looked at
+	must(t, keeper.Start(t.Context(), at, "/none", nil)) // one listens: the program is not even looked at
 	if again, err := keeper.Status(t.Context(), at); err != nil || again.PID != r.PID {
 		t.Errorf("%+v, %v", again, err)
 	}
@@ -163,7 +166,7 @@ func TestStartAtOnce(t *testing.T) {
 	var starts sync.WaitGroup
 	for range 5 {
 		starts.Go(func() {
-			if err := keeper.Start(t.Context(), at, os.Args[0]); err != nil {
+			if err := keeper.Start(t.Context(), at, os.Args[0], nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -173,11 +176,11 @@ func TestStartAtOnce(t *testing.T) {
 
 func TestStartFails(t *testing.T) {
 	t.Setenv(asProgram, "1")
-	err := keeper.Start(t.Context(), "/proc/none/k.sock", os.Args[0])
+	err := keeper.Start(t.Context(), "/proc/none/k.sock", os.Args[0], nil)
 	if err == nil || !strings.Contains(err.Error(), "/proc/none") {
 		t.Errorf("got %v", err)
 	}
-	if err := keeper.Start(t.Context(), address(t), "/none"); !errors.Is(err, os.ErrNotExist) {
+	if err := keeper.Start(t.Context(), address(t), "/none", nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }

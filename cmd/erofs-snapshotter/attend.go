@@ -26,6 +26,8 @@ func attendCommand() *cli.Command {
 		Name:   "attend",
 		Usage:  "answer for mounts whose data are not all here; mount starts it",
 		Hidden: true,
+		Description: "It ends when their data are all here, or nothing of them is mounted any more.\n\n" +
+			"Example:\n\n   erofs-snapshotter attend --root /var/lib/erofs-snapshotter",
 		Flags:  append(rootFlags(), registryFlags()...),
 		Action: func(ctx context.Context, c *cli.Command) error {
 			if err := noArguments(c); err != nil {

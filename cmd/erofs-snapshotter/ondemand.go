@@ -35,6 +35,7 @@ import (
 type demand struct {
 	root    string
 	limits  converter.Limits
+	from    sources
 	client  *registry.Client // nil if layers are not pulled from registries
 	log     *slog.Logger
 	engine  *ondemand.Engine
@@ -91,7 +92,7 @@ func (s served) Gone(dir string) { s.sn.Gone(dir) }
 func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	d := &demand{
 		enabled: cfg.Lazy.Enabled && from.client != nil,
-		root:    cfg.Root, limits: limits(cfg.Limits), client: from.client, log: log, ready: make(chan struct{}), stop: func() {},
+		root:    cfg.Root, limits: limits(cfg.Limits), from: from, client: from.client, log: log, ready: make(chan struct{}), stop: func() {},
 		check: cfg.Lazy.Background, keeperAddress: cfg.KeeperAddress(),
 	}
 	d.syncer = blob.NewSyncer(func(_ *blob.Blob, err error) {
@@ -118,6 +119,7 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 			}
 			return d.describe(inst, dir)
 		},
+		Secret: d.importSecret, Connected: from.noteLearned,
 		Gone: func(dir string) {
 			<-d.ready
 			d.instances.Gone(dir)
@@ -261,6 +263,7 @@ func (d *demand) run(ctx context.Context) error {
 	}
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { return d.watcher.Run(ctx) })
+	all.Go(func() error { return d.keepSecrets(ctx) })
 	return all.Wait()
 }
 

@@ -19,6 +19,7 @@ import (
 type sources struct {
 	client  *registry.Client
 	cri     *criproxy.Proxy      // nil without credentials.cri
+	learned chan struct{}        // holds a signal when cri has learned something
 	secrets *kubesecrets.Secrets // nil without credentials.kubernetes
 }
 
@@ -26,7 +27,8 @@ type sources struct {
 func newSources(cfg config.Config, log *slog.Logger) (s sources, err error) {
 	// Also without remote pulls: a kubelet may have been told that the image service is here.
 	if cfg.Credentials.CRI {
-		if s.cri, err = criproxy.New(criproxy.Options{Address: cfg.Containerd.Address}); err != nil {
+		s.learned = make(chan struct{}, 1)
+		if s.cri, err = criproxy.New(criproxy.Options{Address: cfg.Containerd.Address, Changed: s.noteLearned}); err != nil {
 			return sources{}, err
 		}
 	}
@@ -46,6 +48,13 @@ func newSources(cfg config.Config, log *slog.Logger) (s sources, err error) {
 	}
 	s.client = registry.New(registryOptions(cfg.Registry, credentials.Chain(known...), log))
 	return s, nil
+}
+
+func (s sources) noteLearned() {
+	select {
+	case s.learned <- struct{}{}:
+	default:
+	}
 }
 
 // registryOptions are those of a client as the configuration says.

@@ -332,7 +332,7 @@ func (w *cutWorld) checkExtent(c *cutBlob, b *Blob, i int, e Extent) {
 	}
 }
 
-// report fails if the cuts did no harm, for then the test shows nothing.
+// report fails if many cuts did no harm, for then the test shows nothing.
 func (w *cutWorld) report(cuts int) {
 	for _, c := range w.blobs {
 		if len(c.promised) == cutExtents {
@@ -344,7 +344,11 @@ func (w *cutWorld) report(cuts int) {
 	w.t.Logf("%d blobs made, %d not finished at the cut, %d complete; %d extents written in the life that was cut: %d durable and present, "+
 		"%d recorded without the word of a Flush, %d on the disk and not recorded, %d lost",
 		c.made, c.unfinished, c.complete, c.written, c.promised, c.recorded, c.gone, c.damaged)
-	if s := w.disk.Stats(); s.Cuts < cuts || s.Lost+s.Torn == 0 {
-		w.t.Errorf("the disk lost nothing: %+v", s)
+	s := w.disk.Stats()
+	if s.Cuts != cuts {
+		w.t.Errorf("%d cuts, want %d", s.Cuts, cuts)
+	}
+	if cuts > 10 && (s.Lost == 0 || s.Torn == 0 || c.promised == 0 || c.damaged == 0) {
+		w.t.Error("the cuts lost nothing that matters")
 	}
 }

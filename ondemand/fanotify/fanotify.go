@@ -35,8 +35,8 @@
 // # What a caller must know
 //
 //   - A Filler must not read the blob through a file that was opened after New, nor a filesystem mounted on it, nor truncate it: the
-//     kernel would ask this process, which waits for itself. The same holds for a thread that reads a mounted blob while it keeps others of
-//     this process from running.
+//     kernel would ask this process, which waits for itself. The same holds for a thread that reads a mounted blob while it keeps
+//     others of this process from running.
 //   - An event whose descriptor cannot be opened (RLIMIT_NOFILE) is refused by the kernel itself; see RaiseLimits and Stats.Refused.
 //   - Descriptors of a group that are not being read should not be in a poller: the keeper would wake up with every event.
 package fanotify
@@ -123,9 +123,9 @@ func newGroup(data *os.File) (_ *Group, err error) {
 	return g, nil
 }
 
-// Adopt takes over a group from a keeper: what Files of a predecessor's Group returned, and the data that it watches. The Group owns group and
-// journal from now on, and closes them if there is an error. An error means that they do not belong together, or that the journal is of
-// another version.
+// Adopt takes over a group from a keeper: what Files of a predecessor's Group returned, and the data that it watches. The Group owns
+// group and journal from now on, also if there is an error, which closes them. An error means that they do not belong together, or that
+// the journal is of another version.
 func Adopt(group, journal, data *os.File) (*Group, error) {
 	g, err := adopt(group, journal, data)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reads that wait when the data has become complete get right bytes: those that are being answered, those in the queue, and those that a dead
-// process has left.
+// Reads that wait when the data has become complete get right bytes: those that are being answered, those in the queue, and those
+// that a dead process has left.
 func TestFinish(t *testing.T) {
 	for name, serving := range map[string]bool{"served": true, "not served": false} {
 		t.Run(name, func(t *testing.T) {

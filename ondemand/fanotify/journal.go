@@ -32,7 +32,8 @@ const (
 
 type journal struct {
 	file *os.File
-	page []byte // shared
+	own  *os.File // the same, opened for the lock
+	page []byte   // shared
 }
 
 // newJournal makes the journal of the blob with the given inode number.
@@ -91,16 +92,25 @@ func checkSize(f *os.File) error {
 	return nil
 }
 
+// mapJournal owns f, also if there is an error.
 func mapJournal(f *os.File) (*journal, error) {
+	own, err := openLock(f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
 	page, err := unix.Mmap(int(f.Fd()), 0, journalBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
+		own.Close()
 		f.Close()
 		return nil, fmt.Errorf("mmap: %w", err)
 	}
-	return &journal{file: f, page: page}, nil
+	return &journal{file: f, own: own, page: page}, nil
 }
 
-func (j *journal) close() error { return errors.Join(unix.Munmap(j.page), j.file.Close()) }
+func (j *journal) close() error {
+	return errors.Join(unix.Munmap(j.page), j.own.Close(), j.file.Close())
+}
 
 func journalHeader(ino uint64) []byte {
 	h := make([]byte, slotBytes)

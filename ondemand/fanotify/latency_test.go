@@ -32,20 +32,21 @@ func TestQuantile(t *testing.T) {
 	if q := empty.Quantile(0.5); q != 0 {
 		t.Errorf("median of nothing: %v", q)
 	}
-	for ms := range 1000 {
-		l.add(time.Duration(ms+1) * time.Millisecond)
+	const ms = time.Millisecond
+	for i := range 1000 {
+		l.add(time.Duration(i+1) * ms)
 	}
 	a := l.load()
 	sum := a
 	sum.Add(&a)
 	for _, h := range []Latency{a, sum} {
-		for q, exact := range map[float64]time.Duration{0: time.Millisecond, 0.5: 500 * time.Millisecond, 0.99: 990 * time.Millisecond, 1: time.Second} {
-			if got := h.Quantile(q); got < exact || got > exact*5/4+time.Millisecond {
+		for q, exact := range map[float64]time.Duration{0: ms, 0.5: 500 * ms, 0.99: 990 * ms, 1: 1000 * ms} {
+			if got := h.Quantile(q); got < exact || got > exact*5/4+ms {
 				t.Errorf("quantile %v: %v, exact %v", q, got, exact)
 			}
 		}
 	}
-	if a.Count != 1000 || a.Sum != 500500*time.Millisecond || sum.Count != 2000 || sum.Sum != 2*a.Sum {
+	if a.Count != 1000 || a.Sum != 500500*ms || sum.Count != 2000 || sum.Sum != 2*a.Sum {
 		t.Errorf("count %d, sum %v; twice %d, %v", a.Count, a.Sum, sum.Count, sum.Sum)
 	}
 }

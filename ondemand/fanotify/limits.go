@@ -16,7 +16,7 @@ const (
 
 	// spareGroups are for the other users of fanotify that run as root, such as virus scanners: 128 is all they have by default.
 	spareGroups = 128
-	// filesPerGroup are the group, its journal, and what a blob has open, with room for the descriptors that are made for events.
+	// filesPerGroup are the group, its journal, the journal's lock, and what a blob has open, with room for the descriptors of events.
 	filesPerGroup = 8
 	spareFiles    = 4096
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,38 +16,34 @@ const (
 	lockPause    = 5 * time.Millisecond
 )
 
-// lock makes this process the only one that answers the journal's group. A lock of this kind belongs to the process, so it goes when the process has
-// let go of its descriptors, although the keeper has a copy of this one. The process also loses it by closing any other copy.
+// openLock opens the file that the lock is taken with. A lock of this kind belongs to an open file: the journal's own would keep it when
+// the process is dead, for the keeper has a copy of that. This one is given to nobody.
+func openLock(journal *os.File) (*os.File, error) {
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", journal.Fd()), os.O_RDWR, 0)
+}
+
+// lock makes its owner the only one that answers the journal's group, until unlock or the death of the process. It waits for another owner.
 func (j *journal) lock(ctx context.Context) error {
 	deadline := time.Now().Add(lockPatience)
 	for {
-		err := unix.FcntlFlock(j.file.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		err := unix.Flock(int(j.own.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:
 			return nil
-		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR):
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
 			return fmt.Errorf("lock the journal: %w", err)
 		case time.Now().After(deadline):
-			return fmt.Errorf("process %d answers it, and still does after %v", j.holder(), lockPatience)
+			return fmt.Errorf("another process has locked its journal for %v, and answers or has stopped (lslocks names it)", lockPatience)
 		}
 		select {
 		case <-time.After(lockPause):
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return ctx.Err()
 		}
 	}
 }
 
 func (j *journal) unlock() {
-	// It fails only if the journal is closed, and then there is no lock.
-	_ = unix.FcntlFlock(j.file.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
-}
-
-// holder is the process that has the lock, or 0.
-func (j *journal) holder() int32 {
-	l := unix.Flock_t{Type: unix.F_WRLCK}
-	if err := unix.FcntlFlock(j.file.Fd(), unix.F_GETLK, &l); err != nil || l.Type == unix.F_UNLCK {
-		return 0
-	}
-	return l.Pid
+	// It fails only for a file that is closed, and then there is no lock.
+	_ = unix.Flock(int(j.own.Fd()), unix.LOCK_UN)
 }

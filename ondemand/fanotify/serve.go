@@ -54,8 +54,9 @@ func (s *session) fill(e event, f Filler) {
 	}
 }
 
-// Deny answers every event of the group with an I/O error, beginning with those that a predecessor left, until ctx ends, and says how many
-// those were. It is for a keeper whose daemon does not come back. Each answer is given at once, so nothing is left when it returns.
+// Deny answers every event of the group with an I/O error, beginning with those that a predecessor left, until ctx ends, and says how
+// many those were. It is for a keeper whose daemon does not come back. Each answer is given at once, so nothing is left when it returns. It
+// fails if the daemon is there all the same and only does not answer: two processes must not answer one group.
 func (g *Group) Deny(ctx context.Context) (denied int, err error) {
 	s, err := g.begin(ctx)
 	if s == nil {

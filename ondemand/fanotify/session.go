@@ -54,19 +54,19 @@ func (g *Group) enter(ctx context.Context, last bool) (*session, error) {
 	g.current = s
 	g.mu.Unlock()
 
-	err := g.journal.lock(s.ctx)
-	if err == nil {
-		err = s.inherit()
+	if err := g.journal.lock(s.ctx); err != nil {
+		stopped := s.ctx.Err() != nil
+		s.leave()
+		if stopped {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("answer for %s: %w", g.data.Name(), err)
 	}
-	if err == nil {
-		return s, nil
+	if err := s.inherit(); err != nil {
+		s.end()
+		return nil, fmt.Errorf("answer for %s: %w", g.data.Name(), err)
 	}
-	stopped := s.ctx.Err() != nil
-	s.end()
-	if stopped {
-		return nil, nil
-	}
-	return nil, fmt.Errorf("answer for %s: %w", g.data.Name(), err)
+	return s, nil
 }
 
 // end gives the group back. What has no answer stays in the journal. Descriptors are closed only now that no event can be read that would
@@ -80,6 +80,11 @@ func (s *session) end() {
 		}
 	}
 	s.g.journal.unlock()
+	s.leave()
+}
+
+func (s *session) leave() {
+	s.stop()
 	s.g.mu.Lock()
 	defer s.g.mu.Unlock()
 	s.g.current = nil

@@ -5,10 +5,12 @@ import (
 	"time"
 )
 
-// What a predecessor left in the journal is answered while new events are read, although the kernel tells events apart by nothing but
-// their numbers, which are descriptors: those of the dead process mean nothing here, and a new event may get the number of an old one that still waits.
-// An answer then goes to the older of the two, or, if that one had its answer just before the process died, to the new one, whose data may be
-// missing. So events with equal numbers, twins, are answered together:
+// What a predecessor left in the journal is answered while new events are read: otherwise one slow fill would hold up every reader of
+// the blob after a restart. But the kernel tells events apart by nothing but their numbers, which are descriptors. Those of the dead
+// process mean nothing here, so a new event may get the number of an old one that still waits. An answer then goes to the older of the
+// two, or, if that one had its answer just before the process died, to the new one, whose data may be missing.
+//
+// So events with equal numbers, twins, are answered together:
 //
 //   - none of them is answered before the data of all is there, for an answer may reach any of them;
 //   - then there is one answer for each; one too many does nothing;
@@ -17,6 +19,8 @@ import (
 //
 // The descriptor of a new twin stays open until then, so no third event gets its number. A process that dies meanwhile leaves all of them
 // to its successor, where they are twins again.
+
+// twins are the events with one number.
 type twins struct {
 	number  int32
 	events  []event

@@ -25,8 +25,8 @@ const (
 	readyMessage = "ready\n"
 )
 
-// Start has program, which is erofs-snapshotter-keeper, run with args as a keeper at address, unless one listens there. When it returns nil, one does.
-// It does not end with this process, and logs to log. Two may call it at once.
+// Start has program, which is erofs-snapshotter-keeper, run with args as a keeper at address, unless one listens there. When it returns nil,
+// one does. It does not end with this process, and logs to log, or nowhere if that is nil. Two may call it at once.
 //
 // It is for daemons that no service manager runs: what a unit of systemd starts ends with the unit. The keeper has one of its own.
 func Start(ctx context.Context, address, program string, log *os.File, args ...string) error {
@@ -43,7 +43,9 @@ func Start(ctx context.Context, address, program string, log *os.File, args ...s
 	cmd := exec.CommandContext(ctx, program, append([]string{"--address", absolute, "--detach"}, args...)...)
 	// Systemd waits for what this process has to say, not for a keeper.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NOTIFY_SOCKET=") })
-	cmd.Stdout = log // becomes the keeper's standard error
+	if log != nil {
+		cmd.Stdout = log // becomes the keeper's standard error
+	}
 	cmd.Stderr = &message
 	cmd.WaitDelay = time.Second
 	if err := cmd.Run(); err != nil {

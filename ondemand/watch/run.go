@@ -41,12 +41,16 @@ func (w *Watcher) Run(ctx context.Context) error {
 			return nil
 		case <-lost:
 			if errors.Is(client.Err(), keeper.ErrSuperseded) {
-				return errors.New("another daemon has taken over")
+				return errSuperseded
 			}
 			w.o.Log.Warn("the keeper has gone; until it is back a crash of this process would show wrong data to containers", "cause", client.Err())
 			w.setKeeper(nil)
 		case <-redial:
-			if err := w.reconnect(ctx); err != nil && err.Error() != said && ctx.Err() == nil {
+			err := w.reconnect(ctx)
+			if errors.Is(err, keeper.ErrSuperseded) {
+				return errSuperseded
+			}
+			if err != nil && err.Error() != said && ctx.Err() == nil {
 				said = err.Error()
 				w.o.Log.Warn("no keeper; layers are pulled as a whole", "cause", err)
 			} else if err == nil {
@@ -58,19 +62,20 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
+var errSuperseded = errors.New("another daemon has taken over")
+
 // reconnect finds the keeper again and gives it everything.
 func (w *Watcher) reconnect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, keeperTimeout)
 	defer cancel()
-	client, held, secret, err := w.dial(ctx)
+	client, _, err := keeper.Redial(ctx, w.o.Keeper)
+	if err != nil && !errors.Is(err, keeper.ErrSuperseded) && w.o.Start != nil {
+		if err = w.o.Start(ctx); err == nil {
+			client, _, err = keeper.Redial(ctx, w.o.Keeper)
+		}
+	}
 	if err != nil {
 		return err
-	}
-	if secret != nil {
-		secret.Close()
-	}
-	for _, h := range held { // we have these ourselves
-		h.Close()
 	}
 	for _, e := range w.all() {
 		if err := e.hold(ctx, client); err != nil {

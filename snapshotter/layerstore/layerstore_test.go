@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -269,6 +270,10 @@ func FuzzParseRecord(f *testing.F) {
 	for _, inst := range []Instance{
 		{ID: EagerID(dgst), Kind: EROFS, Layer: dgst, DiffID: dgst, MetaBytes: 4096, DataBytes: 4096},
 		{ID: randomID(), Kind: EROFS, Origin: "17", OpaqueRoot: true},
+		{ID: LazyID(dgst, nil), Kind: EROFS, Layer: dgst, MetaBytes: 4096, DataBytes: 4096, Lazy: &Lazy{
+			Partial: true, Images: []string{"registry.example/app:1"}, MediaType: "x", Size: 7, Annotations: map[string]string{"k": "v"}, DiffID: dgst,
+			Format: "estargz", Index: dgst, Prefetch: 1, FinalBytes: 8192, Verified: time.Unix(1, 0), Mismatch: "another one",
+		}},
 	} {
 		b, err := encodeRecord(inst)
 		must(f, err)
@@ -276,15 +281,19 @@ func FuzzParseRecord(f *testing.F) {
 	}
 	f.Add([]byte(`{"version": 2, "id": 7}`))
 	f.Add([]byte(`{"version": 1, "id": "", "metaBytes": -1}`))
+	f.Add([]byte(`{"version": 1, "lazy": {"images": null, "annotations": {}, "diffID": "sha256:1"}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		inst, err := parseRecord(b)
 		if err != nil {
 			return
 		}
 		inst.Created = time.Time{} // has several forms
+		if inst.Lazy != nil {
+			inst.Lazy.Verified = time.Time{}
+		}
 		again, err := encodeRecord(inst)
 		must(t, err)
-		if back, err := parseRecord(again); err != nil || back != inst {
+		if back, err := parseRecord(again); err != nil || !reflect.DeepEqual(back, inst) {
 			t.Errorf("%+v became %+v, %v", inst, back, err)
 		}
 		inst.ID.Bytes() // must not panic

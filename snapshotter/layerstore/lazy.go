@@ -223,27 +223,60 @@ func (s *Store) SetMismatch(id ID, mismatch error) error {
 func (s *Store) changeLazy(id ID, change func(*Instance) bool) error {
 	s.recording.Lock()
 	defer s.recording.Unlock()
-	inst, err := s.Get(id)
-	if err != nil || inst.Lazy == nil {
+	was, err := s.Get(id)
+	if err != nil || was.Lazy == nil {
 		return nil
 	}
-	lazy := *inst.Lazy
+	now, lazy := was, *was.Lazy
 	lazy.Images = slices.Clone(lazy.Images)
-	inst.Lazy = &lazy
-	if !change(&inst) {
+	now.Lazy = &lazy
+	if !change(&now) {
 		return nil
 	}
-	err = s.replaceRecord(inst)
+	if err := s.changeRecord(was, now); err != nil {
+		return fmt.Errorf("layer instance %s: %w", id, err)
+	}
+	return nil
+}
+
+// changeRecord puts another layer.json in the place of that of a lazy instance, unless that is not there any more. One with the same id may
+// have been made meanwhile, in the same place: nothing is true of it because it was true of the other.
+func (s *Store) changeRecord(was, now Instance) error {
+	dir := s.path(was.ID)
+	next := filepath.Join(dir, nextRecordName)
+	// A crash or a full disk may have left one.
+	if err := removeIfThere(next); err != nil {
+		return err
+	}
+	err := writeRecord(next, now, true)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // just discarded
 	}
 	if err != nil {
-		return fmt.Errorf("layer instance %s: %w", id, err)
+		return err
 	}
+	step.Reached("layerstore/lazy/changing")
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.instances[id]; ok {
-		s.instances[id] = inst
+	if s.instances[was.ID].Lazy != was.Lazy {
+		defer s.mu.Unlock()
+		return removeIfThere(next)
+	}
+	if err = os.Rename(next, filepath.Join(dir, recordName)); err == nil {
+		s.instances[was.ID] = now
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("replace %s: %w", recordName, err)
+	}
+	if err := syncDir(dir); !errors.Is(err, fs.ErrNotExist) { // discarded since
+		return err
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }

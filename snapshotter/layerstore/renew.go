@@ -10,15 +10,18 @@ import (
 	"path/filepath"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/internal/step"
 )
 
 // Renew gives a partial instance new files, with what is certain of its data, and makes an orphan of the old ones, whose directory it returns:
-// nobody has answered for them, so a mount of them may have shown zeros. It needs no network.
+// nobody has answered for them, so a mount of them may have shown zeros. It needs no network. If new files cannot be made, because the old ones
+// are damaged or the disk is full, the instance leaves the store, and its snapshots have it made again.
 func (s *Store) Renew(ctx context.Context, id ID) (orphan string, err error) {
 	inst, err := s.Get(id)
 	if err != nil {
 		return "", err
 	}
+	orphan = filepath.Join(s.orphans, string(randomID()[:16]))
 	err = s.inWork(ctx, id, func(work string) error {
 		if err := renewFiles(ctx, s.path(id), work, id); err != nil {
 			return err
@@ -29,19 +32,41 @@ func (s *Store) Renew(ctx context.Context, id ID) (orphan string, err error) {
 		if err := syncDir(work); err != nil {
 			return err
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		orphan = filepath.Join(s.orphans, string(randomID()[:16]))
-		if err := os.Rename(s.path(id), orphan); err != nil {
-			return err
-		}
-		// A crash here leaves the instance missing; its snapshots have it made again.
-		return errors.Join(os.Rename(work, s.path(id)), syncDir(s.dir))
+		return s.exchange(inst, work, orphan)
 	})
+	if err != nil && ctx.Err() == nil {
+		s.log.Error("data of a lazy layer are not kept: it is made again when it is needed", "instance", id, "layer", inst.Layer, "cause", err)
+		err = s.orphan(inst, orphan)
+	}
 	if err != nil {
 		return "", fmt.Errorf("renew layer instance %s: %w", id, err)
 	}
 	return orphan, nil
+}
+
+// exchange makes an orphan of the files of an instance, and puts those in the directory work in their place.
+func (s *Store) exchange(inst Instance, work, orphan string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Rename(s.path(inst.ID), orphan); err != nil {
+		return err
+	}
+	step.Reached("layerstore/renew/orphaned")
+	if err := os.Rename(work, s.path(inst.ID)); err != nil {
+		return errors.Join(err, os.Rename(orphan, s.path(inst.ID)))
+	}
+	return errors.Join(syncDir(s.dir), syncDir(s.orphans))
+}
+
+// orphan takes an instance out of the store.
+func (s *Store) orphan(inst Instance, to string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Rename(s.path(inst.ID), to); err != nil {
+		return err
+	}
+	delete(s.instances, inst.ID)
+	return nil
 }
 
 // renewFiles makes a meta image and a data blob in the directory to of those in from.
@@ -113,10 +138,7 @@ func copyExtents(ctx context.Context, old, fresh *blob.Blob) error {
 			buffer = make([]byte, x.Length)
 		}
 		b := buffer[:x.Length]
-		if _, err := old.File().ReadAt(b, x.Offset); err != nil {
-			return err
-		}
-		if sha256.Sum256(b) != x.Digest {
+		if _, err := old.File().ReadAt(b, x.Offset); err != nil || sha256.Sum256(b) != x.Digest {
 			return nil // fetched again
 		}
 		return fresh.Write(i, b)

@@ -40,6 +40,7 @@ func (l *Loader) checkFrom(ctx context.Context, inst layerstore.Instance, limits
 	put func(int, []byte) error,
 ) (sums converter.Sums, err error) {
 	layer := Descriptor(inst)
+	err = errors.New("it is not known where it can be fetched from")
 	for _, image := range inst.Lazy.Images { // the first that has it
 		var whole io.ReadCloser
 		if whole, err = l.o.Registry.Open(ctx, image, layer); err != nil {

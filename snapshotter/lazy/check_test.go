@@ -145,6 +145,10 @@ func TestCheckElsewhere(t *testing.T) {
 	if _, err := w.Check(t.Context(), inst, converter.Limits{}, atOnce, nowhere); !errdefs.IsUnavailable(err) || errors.Is(err, ErrMismatch) {
 		t.Errorf("nobody answers: %v", err)
 	}
+	inst.Lazy.Images = nil
+	if _, err := w.Check(t.Context(), inst, converter.Limits{}, atOnce, nowhere); err == nil || errors.Is(err, ErrMismatch) {
+		t.Errorf("nobody to ask: %v", err)
+	}
 }
 
 // TestCheckEnds: a check ends where it waits, and with what takes its extents, and says nothing about the layer then.

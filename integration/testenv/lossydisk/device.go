@@ -69,14 +69,15 @@ func (d *Disk) Attach(ctx context.Context, dir string, o AttachOptions) (_ *Devi
 	return dev, nil
 }
 
-// Detach gives the loop device and the FUSE mount up. Nothing may be mounted from it. If something is all the same, or another process has the
-// device open, Detach says so after a while, and everything that the device is still asked for fails.
+// Detach gives the loop device and the FUSE mount up. Nothing may be mounted from it. If something is all the same, or another process has
+// the device open, Detach says so after a while, and everything that the device is still asked for fails.
 func (dev *Device) Detach(ctx context.Context) error {
 	_, err := command(ctx, "losetup", "--detach", dev.Path)
 	return errors.Join(err, dev.unmount())
 }
 
-// Abort makes everything fail that the device is asked for, now and later. It ends waits that nothing else ends, and may be called at any time.
+// Abort makes everything fail that the device is asked for, now and later. It ends waits that nothing else ends, and may be called at any
+// time.
 func (dev *Device) Abort() error {
 	// This is what a forced unmount does to FUSE first. Then it finds the file in use, which is right.
 	err := unix.Unmount(dev.mountpoint, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)

@@ -1,14 +1,14 @@
 // Package lossydisk is a block device whose power can be cut: it forgets what was not flushed.
 //
-// A Disk is the device's memory. Attach puts it behind a loop device, through a FUSE file that this process serves, so that any filesystem can
-// be made on it:
+// A Disk is the device's memory. Attach puts it behind a loop device, through a FUSE file that this process serves, so that any filesystem
+// can be made on it:
 //
 //	filesystem ──► loop device ──► file of a FUSE mount ──► Disk: seen, and since the last flush not yet saved
 //
 // A write is seen at once, and saved with the next flush: what a drive with a write cache does. Cut ends that. Each write that was not
 // flushed is then saved, or is lost, or is torn, which means that some of its sectors are saved and others are not, whatever the order of
-// the writes was. From that moment on the Disk is a ghost: it answers as before, so that whoever uses it can be unmounted without errors and
-// without hanging, but nothing of that is kept. Restart makes it what the next start of the machine finds. So one test is
+// the writes was. From that moment on the Disk is a ghost: it answers as before, so that whoever uses it can be unmounted without errors
+// and without hanging, but nothing of that is kept. Restart makes it what the next start of the machine finds. So one test is
 //
 //	Attach, mount, work, Cut, unmount, Detach, Restart, Attach, mount, check
 //

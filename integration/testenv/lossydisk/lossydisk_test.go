@@ -119,7 +119,8 @@ func TestCutAfter(t *testing.T) {
 	}
 }
 
-// TestFilesystems: a sync of a filesystem reaches the disk as a flush, and what was synced is there after a cut, with either kind of loop device.
+// TestFilesystems: a sync of a filesystem reaches the disk as a flush, and what was synced is there after a cut, with either kind of loop
+// device.
 func TestFilesystems(t *testing.T) {
 	for filesystem, mkfs := range filesystems {
 		for _, direct := range []bool{false, true} {
