@@ -10,6 +10,9 @@ SYSCONFDIR ?= /etc
 UNITDIR ?= /etc/systemd/system
 DESTDIR ?=
 
+# The daemon, and the keeper of layers that are loaded on demand. Each has a unit of its name in deploy/.
+PROGRAMS := erofs-snapshotter erofs-snapshotter-keeper
+
 # Where third-party tools, layers and images for tests are kept. They are found before the machine's own.
 export EROFS_LAB_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/erofs-snapshotter
 export PATH := $(EROFS_LAB_CACHE)/bin:$(PATH)
@@ -28,15 +31,19 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## bin/erofs-snapshotter
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/erofs-snapshotter
+build: ## bin/erofs-snapshotter and bin/erofs-snapshotter-keeper
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
 
 .PHONY: install
-install: ## what `make build` made, its systemd unit and an example configuration (PREFIX, SYSCONFDIR, UNITDIR, DESTDIR)
-	@test -x bin/erofs-snapshotter || { echo "bin/erofs-snapshotter is not there: run make build first, as an ordinary user"; exit 1; }
-	install -D -m 0755 bin/erofs-snapshotter $(DESTDIR)$(PREFIX)/bin/erofs-snapshotter
-	install -d $(DESTDIR)$(UNITDIR)
-	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' deploy/erofs-snapshotter.service >$(DESTDIR)$(UNITDIR)/erofs-snapshotter.service
+install: ## what `make build` made, its systemd units and an example configuration (PREFIX, SYSCONFDIR, UNITDIR, DESTDIR)
+	@for program in $(PROGRAMS); do \
+		test -x bin/$$program || { echo "bin/$$program is not there: run make build first, as an ordinary user"; exit 1; }; \
+	done
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
+	install -m 0755 $(addprefix bin/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	for program in $(PROGRAMS); do \
+		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' deploy/$$program.service >$(DESTDIR)$(UNITDIR)/$$program.service || exit 1; \
+	done
 	test -e $(DESTDIR)$(SYSCONFDIR)/erofs-snapshotter/config.toml || \
 		install -D -m 0644 deploy/config.toml $(DESTDIR)$(SYSCONFDIR)/erofs-snapshotter/config.toml
 
@@ -80,9 +87,11 @@ vm: kernels images ## the converter's images and the backends on other kernels, 
 demo: build packages ## from nothing to a container that runs from EROFS: shows mounts and sizes, cleans up (root)
 	go run ./integration/demo
 
-.PHONY: bench bench-convert
+.PHONY: bench bench-lazy bench-convert
 bench: build lab ## compare pulls with overlayfs and containerd's erofs snapshotter; results in bench-results/ (root)
 	go run ./integration/bench $(BENCHFLAGS)
+bench-lazy: build lab ## measure layers that are loaded on demand; results in bench-results/ (root)
+	go run ./integration/benchlazy $(BENCHFLAGS)
 bench-convert: ## compare conversions with decompressors, unpackers and makers of EROFS; results in bench-results/ (root)
 	@integration/lab/tools.sh packages erofs-utils
 	@integration/lab/images.sh scipy node-modules

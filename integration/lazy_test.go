@@ -115,15 +115,21 @@ func (s *story) layersIn(state string) error {
 
 // TestLazyCRI: a kubelet with containerd 2.4, and with 1.7.
 func TestLazyCRI(t *testing.T) {
-	for _, test := range []struct{ version, image string }{{lab.Containerd24, "node-estargz"}, {lab.Containerd17, "scipy-zstdchunked"}} {
-		t.Run(test.version, func(t *testing.T) {
-			s := newLazyStory(t, storyTime, remoteCRIOptions(lab.Options{Containerd: test.version, Images: []string{test.image}}))
-			k := newKubelet(s)
-			ref := s.Ref(test.image)
+	for _, o := range []lab.Options{
+		{Containerd: lab.Containerd24, Images: []string{"node-" + estargzFormat}},
+		{Containerd: lab.Containerd17, Announce: lab.AnnounceLocal, Images: []string{"node-" + podmanFormat}},
+	} {
+		t.Run(o.Containerd, func(t *testing.T) {
+			image := o.Images[0]
+			o.CRI = true
+			k := newKubelet(newLazyStory(t, storyTime, o))
+			ref := k.Ref(image)
 			k.pulls(ref, nil)
-			k.runsPod(ref, func(container string) { k.executes(container) })
-			s.neverFellBack()
-			s.fetchedPart(test.image)
+			k.runsPod(ref, k.executes)
+			k.neverFellBack()
+			k.fetchedPart(image)
+			k.removesAllImages()
+			k.released()
 		})
 	}
 }

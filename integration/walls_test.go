@@ -20,7 +20,7 @@ var mayImport = map[string][]string{
 	"config":                                    nil,
 	"converter":                                 {"converter/..."},
 	"converter/erofs":                           nil,
-	"converter/index":                           {"converter/tarstream"},
+	"converter/index":                           {"converter/tarstream", "converter/inflate"},
 	"converter/index/estargz":                   {"converter/index", "converter/tarstream"},
 	"converter/index/indextest":                 {"converter/index", "converter/tarstream", "converter/tartest"}, // what tests of formats share
 	"converter/index/zstdchunked":               {"converter/index", "converter/tarstream"},

@@ -31,6 +31,9 @@ type hardness struct {
 }
 
 const (
+	// hardHurry is by how much sooner the rest of a layer is fetched that is read hard. Not at once: what is fetched beside a program that
+	// starts makes it start later.
+	hardHurry = 5
 	// hardPercent of a layer is so much that a stream of all of it costs little more than the faults for the rest.
 	hardPercent = 30
 	// hardBytes within hardTime is a program that reads all of its data, and not one that starts.
@@ -125,7 +128,11 @@ func (l *Layer) fillState() fillState {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := fillState{running: l.fill.running, wanted: l.o.Complete != nil && !l.fill.done && !l.closed, hard: l.hardness.hard, due: l.fill.retry}
-	if quiet := l.quietSince.Add(l.engine.options.Quiet); !s.hard && quiet.After(s.due) {
+	quietTime := l.engine.options.Quiet
+	if s.hard {
+		quietTime /= hardHurry
+	}
+	if quiet := l.quietSince.Add(quietTime); quiet.After(s.due) {
 		s.due = quiet
 	}
 	return s

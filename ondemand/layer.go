@@ -52,7 +52,7 @@ func (l *Layer) Ready(off, n int64) bool {
 		return false
 	}
 	if s := l.streams.reaches(off, n); s != nil {
-		l.start(func(context.Context) { l.goOn(s) })
+		l.start(func(context.Context) { l.goOn(s, off+n) })
 	}
 	return true
 }

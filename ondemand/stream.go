@@ -23,13 +23,16 @@ const never = math.MaxInt64
 
 // stream is a reader that goes through the data blob. Its first read fetches what it needs only. The next one that finds something absent
 // where the first has ended makes it a stream: a window of compressed bytes is granted to be fetched ahead. When the reader comes to the
-// beginning of the window that was granted last, the next one is granted, of double size.
+// beginning of the window that was granted last, the next one is granted, of double size. A program that reads a little here and there looks
+// like a reader that goes on, until it is counted what it has read: half of what lies behind it, or nothing is fetched ahead.
 //
 //	data   ──────────read─────────┬─────────window─────────┬────────window────────┐
 //	                            reader                    mark                  limit
 type stream struct {
 	// mark and limit are data offsets: who reads between them is told of by reaches. All of the stream that was planned is before limit.
 	mark, limit atomic.Int64
+	// seen is how many bytes were read from base on, which is where the reader was when that was asked last.
+	base, seen atomic.Int64
 
 	// Guarded by the mu of the layer:
 	used   time.Time
@@ -53,6 +56,9 @@ func (all *streams) init() {
 func (all *streams) reaches(off, n int64) *stream {
 	for i := range all {
 		s := &all[i]
+		if off >= s.base.Load() && off < s.limit.Load() {
+			s.seen.Add(n)
+		}
 		if mark := s.mark.Load(); off+n > mark && off < s.limit.Load() && s.mark.CompareAndSwap(mark, never) {
 			return s
 		}
@@ -69,14 +75,17 @@ func (all *streams) miss(from, to int64, end int, limit int64) {
 		s.pos, s.window, s.credit, s.next = to, 0, 0, end
 		s.limit.Store(limit)
 		s.mark.Store(never)
+		s.base.Store(from)
+		s.seen.Store(to - from)
 	} else {
+		s.seen.Add(to - from)
 		s.pos, s.next = max(s.pos, to), max(s.next, end)
 		passed := limit > s.limit.Load()
 		if passed {
 			s.limit.Store(limit)
 		}
 		if passed || to > s.mark.Load() {
-			s.grant()
+			s.grant(to)
 		}
 	}
 	s.used = time.Now()
@@ -103,8 +112,14 @@ func (all *streams) oldest() *stream {
 	return s
 }
 
-// grant allows the next window. The caller holds mu.
-func (s *stream) grant() {
+// grant allows the next window, or stops, for a reader that has come to offset at. The caller holds mu.
+func (s *stream) grant(at int64) {
+	way, seen := at-s.base.Load(), s.seen.Swap(0)
+	s.base.Store(at)
+	if way > streamSlack && 2*seen < way {
+		s.stop()
+		return
+	}
 	s.window = min(max(2*s.window, firstWindow), mostWindow)
 	s.credit = s.window
 	s.mark.Store(s.limit.Load())
@@ -123,14 +138,14 @@ func (s *stream) stop() {
 	s.mark.Store(never)
 }
 
-// goOn fetches the next window of a stream.
-func (l *Layer) goOn(s *stream) {
+// goOn fetches the next window of a stream whose reader has come to offset at.
+func (l *Layer) goOn(s *stream, at int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s.window == 0 {
 		return // it was given to another reader meanwhile
 	}
 	s.used = time.Now()
-	s.grant()
+	s.grant(at)
 	l.kick(ahead)
 }

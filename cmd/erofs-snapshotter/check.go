@@ -19,12 +19,12 @@ import (
 func checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
-		Usage: "say what this host can do and which mount mode the daemon would use",
+		Usage: "say what this host can do, which mount mode the daemon would use, and whether layers can be loaded on demand",
 		Description: "Asks the kernel by trying, on the filesystem of the configured root. Changes nothing that stays. Needs root.\n\n" +
 			"Example:\n\n   erofs-snapshotter check\n   erofs-snapshotter --config ./config.toml check --json\n\n" +
-			"Exit status: 0 the daemon can work here, 1 it cannot or that could not be found out, 2 wrong usage",
+			"Exit status: 0 the daemon can work here, with or without loading on demand, 1 it cannot or that could not be found out, 2 wrong usage",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print one JSON object"}},
-		Action: func(_ context.Context, c *cli.Command) error {
+		Action: func(ctx context.Context, c *cli.Command) error {
 			if err := noArguments(c); err != nil {
 				return err
 			}
@@ -34,6 +34,9 @@ func checkCommand() *cli.Command {
 			}
 			report, err := checkHost(cfg)
 			if err != nil {
+				return err
+			}
+			if err := report.checkOnDemand(ctx, cfg); err != nil {
 				return err
 			}
 			write := report.writeText
@@ -59,6 +62,8 @@ type hostReport struct {
 	Mode     string    `json:"mode"`
 	Usable   bool      `json:"usable"`
 	Features []feature `json:"features"`
+	// OnDemand is null where layers cannot be loaded on demand.
+	OnDemand *onDemandReport `json:"onDemand"`
 	// Advice says what to change, most important first.
 	Advice []string `json:"advice"`
 }
@@ -75,8 +80,11 @@ const (
 	featureFile    = "EROFS straight from files"
 	featureLoop    = "EROFS over loop devices"
 	featureOverlay = "overlay on EROFS"
+	// The daemon works without this one.
+	featureOnDemand = "loading on demand"
 )
 
+// checkHost asks for what the daemon cannot do without.
 func checkHost(cfg config.Config) (hostReport, error) {
 	dir, err := existingDir(cfg.Root)
 	if err != nil {
@@ -198,13 +206,19 @@ func (r *hostReport) writeText(w io.Writer) error {
 	} else {
 		p.line("no mount mode can be used")
 	}
+	if r.OnDemand != nil {
+		r.OnDemand.writeText(&p)
+	}
 	for _, a := range r.Advice {
 		p.line("hint: %s", a)
 	}
-	if r.Usable {
-		p.line("usable: images are converted when they are pulled (this version has no lazy loading)")
-	} else {
+	switch {
+	case !r.Usable:
 		p.line("not usable")
+	case r.OnDemand != nil && r.OnDemand.Keeper.Answers:
+		p.line("usable: images are converted when they are pulled; layers with an index are mounted before their data are here")
+	default:
+		p.line("usable: images are converted when they are pulled")
 	}
 	return p.err
 }

@@ -88,7 +88,7 @@ func TestCheckThisHost(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &r); err != nil {
 		t.Fatalf("%v\nstdout: %s\nstderr: %s", err, stdout, stderr)
 	}
-	if r.Root != s.root || len(r.Features) != 3 || r.Usable != (code == 0) {
+	if r.Root != s.root || len(r.Features) != 4 || r.Usable != (code == 0) {
 		t.Errorf("exit status %d with %+v", code, r)
 	}
 	if _, err := os.Stat(s.root); !os.IsNotExist(err) {

@@ -1,6 +1,7 @@
 // Command bench measures erofs-snapshotter against its peers and prints tables (Markdown) and lines `ratio NAME VALUE`: an image is
-// pulled from a registry on loopback, directly or over a slow link, and run to its first answer. The stargz snapshotter and our peers whose names
-// begin with "lazy" fetch what is read, of images with an index; the others pull whole layers. Conversions of single layers are measured by benchconvert.
+// pulled from a registry on loopback, directly or over a slow link, and run to its first answer. The stargz snapshotter and our peers
+// whose names begin with "lazy" fetch what is read, of images with an index; the others pull whole layers. Conversions of single layers
+// are measured by benchconvert, and reads of lazy layers by benchlazy.
 //
 //	make bench                                  everything, 5 rounds
 //	make bench BENCHFLAGS=-quick                one round

@@ -26,7 +26,8 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Rounds != 1 || benchkit.Names(s.parts, partName) != "many,random" || len(s.manyLayouts()) != 2 || s.sequentialLayouts()[0].layers[0].files != 2 {
+	if s.Rounds != 1 || benchkit.Names(s.parts, partName) != "many,random" ||
+		len(s.manyLayouts()) != 2 || s.sequentialLayouts()[0].layers[0].files != 2 {
 		t.Errorf("settings are %+v", s)
 	}
 	for _, args := range []string{"-parts all", "-layers 15", "-mib 100", "-n 0", "-dir /longer/than/sockets/allow"} {
@@ -120,7 +121,8 @@ func TestReports(t *testing.T) {
 	writeMany(&text, []manyRow{{layers: 1000, daemon: 50 << 20, keeper: 30 << 20, daemonAfter: 100 << 20, ready: 3 * time.Second}})
 	for _, want := range []string{
 		"| incomplete | warm | 4 | 1 | 12.00 | 3.00 |\n", "\nratio random4k/native:incomplete:warm:4 4.00\n",
-		"| random1024m | lazy | 1 | 1000.0 | 2.00 | 500 |\n", "\nratio sequential/curl-file:random1024m 0.75\n", "\nratio sequential/curl-null:random1024m 0.50\n",
+		"| random1024m | lazy | 1 | 1000.0 | 2.00 | 500 |\n",
+		"\nratio sequential/curl-file:random1024m 0.75\n", "\nratio sequential/curl-null:random1024m 0.50\n",
 		"| daemon, MiB | 50.00 |\n", "\nratio rss/limit:daemon 0.50\n", "\nratio rss/limit:daemon-restarted 1.00\n", "\nratio rss/limit:keeper 2.00\n",
 		"\nratio ready/limit 2.00\n",
 	} {

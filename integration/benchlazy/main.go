@@ -10,16 +10,17 @@
 //     ask for each read, or complete; it is compared with the same contents in a layer that never was lazy, in the same daemon. No page of
 //     the layers' mounts is in memory; "warm" means that the pages of the files below them are, "cold" that they are read from the disk.
 //   - sequential: all files of a layer of 1 GiB, none of which is there, from their fronts to their backs, and downloads of that layer's blob
-//     with curl into a file, and to nowhere. "packed" contents are compressible, "random" ones are not. The registry is on loopback.
-//   - many: 1,000 layers that are mounted and incomplete: memory of the daemon and of the keeper, the time until the daemon is ready again after
-//     SIGKILL, and until it has then answered a first read of missing data.
+//     with one curl: into a file, to nowhere, and unpacked by igzip into a file. "packed" contents are compressible, "random" ones are not. The
+//     registry is on loopback.
+//   - many: 1,000 layers that are mounted and incomplete: memory of the daemon and of the keeper, the time until the daemon is ready again
+//     after SIGKILL, and until it has then answered a first read of missing data.
 //
 // Ratios of random reads are our time divided by that of the layer that never was lazy. Those of sequential reads are speeds, ours divided by
 // that of curl. Those of many layers are memory, and time, divided by what they may be.
 //
-// Every measurement, or in random every phase, has an ext4 of its own on a loop device with direct I/O, where roots of containerd and daemon are; the
-// registry keeps its blobs in memory. Daemons have the default configuration, apart from what is said in the parts' sources. Layers are made once and
-// kept in the lab's cache. It needs root and what `make tools images` installs.
+// Every measurement, or in random every phase, has an ext4 of its own on a loop device with direct I/O, where the roots of containerd and
+// of the daemon are; the registry keeps its blobs in memory. The daemon has the default configuration, apart from what the parts' sources
+// say. Layers are made once and kept in the lab's cache. It needs root and what `make tools images` installs.
 package main
 
 import (
@@ -39,6 +40,7 @@ const dirLimit = 10
 var programs = []benchkit.Program{
 	{Path: lab.Program("containerd"), Version: "2.4.2"},
 	{Path: "curl"},
+	{Path: "igzip"},
 }
 
 // part measures one thing. It returns what could be measured also with an error.

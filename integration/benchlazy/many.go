@@ -47,8 +47,8 @@ type manyRow struct {
 	pull, mount   time.Duration // of all
 	// daemon and keeper are resident memory: after a rest, and once more after the restart.
 	daemon, keeper, daemonAfter, keeperAfter int64
-	// ready is how long it took from the start of a daemon, after SIGKILL of the one before, to its socket, firstRead how long a first read of missing
-	// data took then.
+	// ready is how long it took from the start of a daemon, after SIGKILL of the one before, to its socket; firstRead how long a first read of
+	// missing data took then.
 	ready, firstRead time.Duration
 }
 

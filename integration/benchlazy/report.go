@@ -44,8 +44,9 @@ func writeSequential(w io.Writer, rows []sequentialRow) {
 		speed := benchkit.SummarizeOf(g, sequentialRow.speed)
 		fmt.Fprintf(w, "| %s | %s | %d | %.1f | %s | %.0f |\n", k.layer, k.way, len(g), benchkit.Megabytes(g[0].blobBytes), took, speed.Median/1e6)
 		if k.way == lazyRead {
-			for _, way := range []string{curlFile, curlNull} {
-				ratios.WriteString(benchkit.RatioLine("sequential/"+way+":"+k.layer, speed, benchkit.SummarizeOf(groups[key{k.layer, way}], sequentialRow.speed)))
+			for _, way := range curls {
+				theirs := benchkit.SummarizeOf(groups[key{k.layer, way}], sequentialRow.speed)
+				ratios.WriteString(benchkit.RatioLine("sequential/"+way+":"+k.layer, speed, theirs))
 			}
 		}
 	}

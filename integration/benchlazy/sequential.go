@@ -33,10 +33,14 @@ func (s settings) sequentialLayouts() []layout {
 
 // Ways to get the layer.
 const (
-	lazyRead = "lazy"
-	curlFile = "curl-file"
-	curlNull = "curl-null"
+	lazyRead   = "lazy"
+	curlFile   = "curl-file"
+	curlNull   = "curl-null"
+	curlUnpack = "curl-igzip" // into a file, unpacked
 )
+
+// curls are those that we are compared with.
+var curls = []string{curlFile, curlNull, curlUnpack}
 
 // sequentialRow is one measurement.
 type sequentialRow struct {
@@ -67,7 +71,7 @@ func (b *bench) sequential(ctx context.Context, csvPath string, w io.Writer) (er
 	err = b.withRegistry(ctx, layouts, func(registry *lab.Lab) error {
 		for round := range b.Rounds {
 			for _, l := range layouts {
-				for _, way := range benchkit.Rotated([]string{lazyRead, curlFile, curlNull}, round) {
+				for _, way := range benchkit.Rotated(append([]string{lazyRead}, curls...), round) {
 					r := sequentialRow{round: round + 1, layer: l.name, way: way}
 					if err := b.measureSequential(ctx, registry, l, &r); err != nil {
 						return fmt.Errorf("round %d, %s by %s: %w", r.round, r.layer, way, err)
@@ -95,9 +99,15 @@ func (b *bench) measureSequential(ctx context.Context, registry *lab.Lab, l layo
 	url := fmt.Sprintf("%s/v2/%s/blobs/%s", registry.RegistryURL(), l.name, blob.Digest)
 	switch r.way {
 	case curlNull:
-		return r.curl(ctx, url, "/dev/null")
-	case curlFile:
-		return b.work.WithFreshDisk(ctx, func(dir string) error { return r.curl(ctx, url, filepath.Join(dir, "blob")) })
+		return r.shell(ctx, url, "/dev/null", curl)
+	case curlFile, curlUnpack:
+		return b.work.WithFreshDisk(ctx, func(dir string) error {
+			command := curl
+			if r.way == curlUnpack {
+				command += " | igzip -dc"
+			}
+			return r.shell(ctx, url, filepath.Join(dir, "out"), command)
+		})
 	}
 	return b.withNode(ctx, registry, "", func(n *node) error { return r.read(ctx, n, l, b.mib) })
 }
@@ -135,15 +145,20 @@ func (r *sequentialRow) read(ctx context.Context, n *node, l layout, mib int) er
 	return nil
 }
 
-func (r *sequentialRow) curl(ctx context.Context, url, to string) error {
+const curl = `curl --silent --show-error --fail "$URL"`
+
+// shell runs a command that downloads.
+func (r *sequentialRow) shell(ctx context.Context, url, to, command string) error {
 	if err := benchkit.ColdCache(); err != nil {
 		return err
 	}
+	cmd := exec.CommandContext(ctx, "bash", "-o", "pipefail", "-c", command+` >"$OUT"`)
+	cmd.Env = append(os.Environ(), "URL="+url, "OUT="+to)
 	begin := time.Now()
-	out, err := exec.CommandContext(ctx, "curl", "--silent", "--show-error", "--fail", "--output", to, url).CombinedOutput()
+	out, err := cmd.CombinedOutput()
 	r.took = time.Since(begin)
 	if err != nil {
-		return fmt.Errorf("curl %s: %w: %s", url, err, out)
+		return fmt.Errorf("%s from %s: %w: %s", command, url, err, out)
 	}
 	return nil
 }

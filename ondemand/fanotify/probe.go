@@ -11,9 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	probeTime = 2 * time.Second
-)
+const probeTime = 2 * time.Second
 
 // Probe tries the whole thing with a nameless file in dir: a read of missing data has to wait, then get what was filled in meanwhile, and
 // another one has to fail. It needs root, takes a few milliseconds, and two seconds at most. It has three answers:

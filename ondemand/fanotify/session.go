@@ -215,13 +215,21 @@ func (s *session) settle(e event, v verdict) bool {
 		s.settleTwin(e.twins, v)
 		return false
 	}
-	if _, err := respond(s.g.fd, e.number, v); err != nil {
+	if err := s.respond(e.number, v); err != nil {
 		s.unanswered(e, err)
 		return false
 	}
 	s.g.journal.free(e.slot)
 	rawClose(e.number)
 	return true
+}
+
+func (s *session) respond(number int32, v verdict) error {
+	waited, err := respond(s.g.fd, number, v)
+	if err == nil && !waited {
+		s.g.counts.late.Add(1)
+	}
+	return err
 }
 
 // unanswered ends the session because the kernel takes no answer. The event stays in the journal.

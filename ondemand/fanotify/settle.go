@@ -90,13 +90,9 @@ func (s *session) settleTwin(t *twins, v verdict) {
 		return
 	}
 	for range t.events {
-		waited, err := respond(s.g.fd, t.number, t.verdict)
-		if err != nil {
+		if err := s.respond(t.number, t.verdict); err != nil {
 			s.fail("answer an event", err)
 			return
-		}
-		if !waited {
-			s.g.counts.late.Add(1)
 		}
 	}
 	for _, e := range t.events {

@@ -68,6 +68,12 @@ var errSuperseded = errors.New("another daemon has taken over")
 func (w *Watcher) reconnect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, keeperTimeout)
 	defer cancel()
+	w.mu.Lock()
+	connected := w.connected
+	w.mu.Unlock()
+	if !connected { // it may hold what an earlier process has left
+		return w.Connect(ctx)
+	}
 	client, _, err := keeper.Redial(ctx, w.o.Keeper)
 	if err != nil && !errors.Is(err, keeper.ErrSuperseded) && w.o.Start != nil {
 		if err = w.o.Start(ctx); err == nil {

@@ -85,14 +85,16 @@ type Watcher struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	keeper  *keeper.Client // nil while none is connected
-	since   time.Time      // when that changed
-	past    Totals         // of instances that are closed
-	current map[string]*watched
-	orphans map[*watched]struct{}
-	changed chan struct{} // closed and replaced when keeper changes
+	mu     sync.Mutex
+	closed bool
+	keeper *keeper.Client // nil while none is connected
+	since  time.Time      // when that changed
+	past   Totals         // of instances that are closed
+	// connected says that what an earlier process had left with a keeper was taken over.
+	connected bool
+	current   map[string]*watched
+	orphans   map[*watched]struct{}
+	changed   chan struct{} // closed and replaced when keeper changes
 }
 
 // New returns a Watcher. Connect must follow.
@@ -247,6 +249,7 @@ func (w *Watcher) setKeeper(client *keeper.Client) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.keeper, w.since = client, time.Now()
+	w.connected = w.connected || client != nil
 	close(w.changed)
 	w.changed = make(chan struct{})
 }

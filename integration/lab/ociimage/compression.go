@@ -85,7 +85,8 @@ func (c compression) packIndexed(w io.Writer, tar *os.File, mediaType string, an
 	if err != nil {
 		return packed{}, err
 	}
-	// The number of parts that are packed side by side decides where gzip members begin: it is fixed, so that all machines make the same image.
+	// The number of parts that are packed side by side decides where gzip members begin: it is fixed, so that all machines make the same
+	// image.
 	opts = append(opts, estargz.WithParallelism(2))
 	if len(c.first) > 0 {
 		var missed []string // a file is in one of the layers, not in all

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/config"
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/probe"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
+)
+
+// onDemandReport is what check found about loading on demand besides the feature.
+type onDemandReport struct {
+	Keeper keeperFound `json:"keeper"`
+	// Trust are the repositories whose images may be loaded on demand; TrustsAll says that these are all there are.
+	Trust     []string `json:"trust"`
+	TrustsAll bool     `json:"trustsAll"`
+	// OpenFiles is the limit of keeper and daemon, the lower one; while they do not run, of this process.
+	OpenFiles uint64 `json:"openFiles"`
+}
+
+// keeperFound is whether a keeper answers, and if not, why.
+type keeperFound struct {
+	Address string `json:"address"`
+	Answers bool   `json:"answers"`
+	Error   string `json:"error,omitempty"`
+	PID     int    `json:"pid,omitempty"`
+	Version string `json:"version,omitempty"`
+	Held    int    `json:"held"`
+}
+
+// filesPerLazyLayer is how many open files daemon and keeper must be allowed for each incomplete layer; see fanotify.RaiseLimits.
+const filesPerLazyLayer = 8
+
+// haveOnDemand says whether layers can be loaded on demand with their files in dir. The kernel is not asked if the configuration says no,
+// because from Linux 7.2 on that sets a taint flag.
+func haveOnDemand(cfg config.Config, dir string) error {
+	switch {
+	case !cfg.Lazy.Enabled:
+		return fmt.Errorf("%w: lazy.enabled is false", probe.ErrNotSupported)
+	case !cfg.Remote.Enabled:
+		return fmt.Errorf("%w: remote.enabled is false", probe.ErrNotSupported)
+	}
+	if err := probe.HaveFileBacked(dir); err != nil {
+		return err
+	}
+	err := fanotify.Probe(dir)
+	if errors.Is(err, fanotify.ErrNotSupported) {
+		return fmt.Errorf("%w: %w", probe.ErrNotSupported, err)
+	}
+	return err
+}
+
+// checkOnDemand adds to a report whether layers can be loaded on demand, which is no condition of anything.
+func (r *hostReport) checkOnDemand(ctx context.Context, cfg config.Config) error {
+	dir, err := existingDir(cfg.Root)
+	if err != nil {
+		return err
+	}
+	r.Features = append(r.Features, newFeature(featureOnDemand, haveOnDemand(cfg, dir)))
+	if r.has(featureOnDemand) {
+		r.OnDemand = newOnDemandReport(ctx, cfg)
+		r.Advice = append(r.Advice, r.OnDemand.advise()...)
+	}
+	return nil
+}
+
+func newOnDemandReport(ctx context.Context, cfg config.Config) *onDemandReport {
+	r := &onDemandReport{
+		Keeper: keeperFound{Address: cfg.KeeperAddress()},
+		Trust:  cfg.Lazy.Trust, TrustsAll: slices.Contains(cfg.Lazy.Trust, "*"),
+	}
+	processes := []int{os.Getpid()}
+	if k, err := keeper.Status(ctx, r.Keeper.Address); err != nil {
+		r.Keeper.Error = err.Error()
+	} else {
+		r.Keeper.Answers, r.Keeper.PID, r.Keeper.Version, r.Keeper.Held = true, k.PID, k.Version, len(k.Names)
+		processes = []int{k.PID, k.DaemonPID}
+	}
+	r.OpenFiles = openFiles(processes)
+	return r
+}
+
+// openFiles is the lowest limit of those processes that are there. Keeper and daemon raise theirs as far as it goes, so the hard limit counts.
+func openFiles(processes []int) (lowest uint64) {
+	for _, pid := range processes {
+		var limit unix.Rlimit
+		if pid > 0 && unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit) == nil && (lowest == 0 || limit.Max < lowest) {
+			lowest = limit.Max
+		}
+	}
+	return lowest
+}
+
+// advise says what to change for loading on demand, which works here otherwise.
+func (r *onDemandReport) advise() (advice []string) {
+	if !r.Keeper.Answers {
+		advice = append(advice, "layers are loaded on demand only while the keeper runs: systemctl enable --now erofs-snapshotter-keeper; "+
+			"without systemd the daemon starts it")
+	}
+	if r.OpenFiles < maxWatched*filesPerLazyLayer {
+		advice = append(advice, fmt.Sprintf("the limit of open files allows about %d incomplete layers: set LimitNOFILE= of the units, or ulimit -n, "+
+			"to %d or more", r.OpenFiles/filesPerLazyLayer, maxWatched*filesPerLazyLayer))
+	}
+	return advice
+}
+
+func (r *onDemandReport) writeText(p *printer) {
+	k := r.Keeper
+	if k.Answers {
+		p.line("keeper at %s: process %d, version %s, holds %d incomplete layers", k.Address, k.PID, k.Version, k.Held)
+	} else {
+		p.line("the keeper does not answer\n  %s", k.Error)
+	}
+	p.line("limit of open files: %d, enough for about %d incomplete layers", r.OpenFiles, r.OpenFiles/filesPerLazyLayer)
+	switch {
+	case r.TrustsAll:
+		p.line("loaded on demand: images of all repositories. What such a layer contains is believed before all of it was read: on a node that\n" +
+			"  several parties share, set lazy.trust to the repositories that you trust")
+	case len(r.Trust) == 0:
+		p.line("loaded on demand: nothing, because lazy.trust is empty")
+	default:
+		p.line("loaded on demand: images of %s", strings.Join(r.Trust, ", "))
+	}
+}

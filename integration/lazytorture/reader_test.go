@@ -1,0 +1,305 @@
+package lazytorture
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// readerEnv has what a reader reads.
+const readerEnv = "LAZYTORTURE_READER"
+
+// reader is a process that reads all of a mounted layer once, in its own way. It says how long its threads have waited for what they
+// wait for now, "waits MILLISECONDS READS", again and again; what is wrong; and "done READS ERRORS" in the end.
+type reader struct {
+	root string
+	seed uint64
+
+	threads []thread
+	reads   atomic.Int64
+	eio     atomic.Int64
+	wrong   atomic.Int64
+}
+
+// thread is one that reads.
+type thread struct{ since atomic.Int64 } // when its read began, in nanoseconds; 0: it does not read
+
+// ways are how readers read.
+var ways = map[string]struct {
+	threads int
+	read    func(*reader)
+}{
+	"random":     {4, (*reader).random},
+	"mmap":       {2, (*reader).mmap},
+	"sequential": {2, (*reader).sequential},
+	"exec":       {2, (*reader).exec},
+}
+
+const sayEvery = 500 * time.Millisecond
+
+func read() error {
+	r := &reader{}
+	var way string
+	if _, err := fmt.Sscan(os.Getenv(readerEnv), &way, &r.root, &r.seed); err != nil {
+		return err
+	}
+	// A thread that waits in a page fault keeps its processor, and cannot be stopped for a collection of garbage.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(512 << 20)
+	runtime.GOMAXPROCS(16)
+	r.threads = make([]thread, ways[way].threads)
+	ended := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-ended:
+				return
+			case <-time.After(sayEvery):
+				fmt.Println("waits", r.waits().Milliseconds(), r.reads.Load())
+			}
+		}
+	}()
+	ways[way].read(r)
+	close(ended)
+	fmt.Println("done", r.reads.Load(), r.eio.Load(), r.wrong.Load())
+	return nil
+}
+
+// waits is for how long the read that began first has waited.
+func (r *reader) waits() (longest time.Duration) {
+	for i := range r.threads {
+		if since := r.threads[i].since.Load(); since > 0 {
+			longest = max(longest, time.Since(time.Unix(0, since)))
+		}
+	}
+	return longest
+}
+
+// timed does a read in a thread, and counts its errors. what names it.
+func (r *reader) timed(i int, what string, off int64, do func() error) {
+	began := time.Now()
+	r.threads[i].since.Store(began.UnixNano())
+	err := do()
+	r.threads[i].since.Store(0)
+	r.reads.Add(1)
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EIO):
+		r.eio.Add(1)
+		fmt.Println("eio", what, off, time.Since(began).Milliseconds())
+	default:
+		r.wrong.Add(1)
+		fmt.Println("wrong", what, off, err)
+	}
+}
+
+// inThreads has n things done by all threads, in the order in which they are.
+func (r *reader) inThreads(n int, do func(thread, i int)) {
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for t := range r.threads {
+		all.Go(func() {
+			runtime.LockOSThread()
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				do(t, i)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// shuffled are all pages of all files.
+func (r *reader) shuffled() (places []place) {
+	for file := range files {
+		for n := 0; n*pageBytes < fileBytes(r.seed, file); n++ {
+			places = append(places, place{file, n})
+		}
+	}
+	rand.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
+	return places
+}
+
+func (r *reader) openAll(advice int) []*os.File {
+	all := make([]*os.File, files)
+	for i := range all {
+		f, err := os.Open(filepath.Join(r.root, fileName(i)))
+		if err != nil {
+			r.wrong.Add(1)
+			fmt.Println("wrong", fileName(i), 0, err)
+			os.Exit(1)
+		}
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, advice) // advice
+		all[i] = f
+	}
+	return all
+}
+
+// random reads pages in any order. It drops half of them from the page cache, so that they are asked for again, and reads some of those again.
+func (r *reader) random() {
+	open := r.openAll(unix.FADV_RANDOM)
+	places := r.shuffled()
+	r.inThreads(len(places), func(t, i int) {
+		at := places[i]
+		for {
+			r.readPage(t, open[at.file], at)
+			if rand.IntN(2) == 0 {
+				return
+			}
+			_ = unix.Fadvise(int(open[at.file].Fd()), int64(at.page*pageBytes), pageBytes, unix.FADV_DONTNEED)
+			if rand.IntN(4) != 0 {
+				return
+			}
+		}
+	})
+}
+
+func (r *reader) readPage(t int, f *os.File, at place) {
+	var p, want [pageBytes]byte
+	off := int64(at.page * pageBytes)
+	r.timed(t, fileName(at.file), off, func() error {
+		n, err := unix.Pread(int(f.Fd()), p[:], off)
+		if err == nil {
+			err = same(p[:n], want[:pageOf(r.seed, at, &want)])
+		}
+		return err
+	})
+}
+
+// mmap touches pages in any order.
+func (r *reader) mmap() {
+	open := r.openAll(unix.FADV_NORMAL)
+	maps := make([][]byte, files)
+	for i, f := range open {
+		m, err := unix.Mmap(int(f.Fd()), 0, fileBytes(r.seed, i), unix.PROT_READ, unix.MAP_SHARED)
+		if err != nil {
+			fmt.Println("wrong", fileName(i), 0, err)
+			os.Exit(1)
+		}
+		maps[i] = m
+	}
+	places := r.shuffled()
+	r.inThreads(len(places), func(t, i int) {
+		at := places[i]
+		var want [pageBytes]byte
+		off, n := at.page*pageBytes, pageOf(r.seed, at, &want)
+		m := maps[at.file][off : off+n]
+		r.timed(t, fileName(at.file), int64(off), func() error {
+			return mapped(func() error { return same(m, want[:n]) })
+		})
+		if rand.IntN(2) == 0 {
+			_ = unix.Madvise(m, unix.MADV_DONTNEED)
+			_ = unix.Fadvise(int(open[at.file].Fd()), int64(off), pageBytes, unix.FADV_DONTNEED)
+		}
+	})
+}
+
+// mapped does something with mapped pages. The kernel answers with a signal if it cannot have one.
+func mapped(do func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if recover() != nil {
+			err = unix.EIO
+		}
+	}()
+	return do()
+}
+
+// sequential reads file after file from beginning to end, programs too, without what may be cached.
+func (r *reader) sequential() {
+	r.inThreads(files+programs, func(t, i int) {
+		name, want := "", program()
+		if i < files {
+			name, want = fileName(i), contents(r.seed, i)
+		} else {
+			name = programName(i - files)
+		}
+		f, err := os.Open(filepath.Join(r.root, name))
+		if err != nil {
+			r.timed(t, name, 0, func() error { return err })
+			return
+		}
+		defer f.Close()
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+		p := make([]byte, 128<<10)
+		for off := 0; off < len(want); off += len(p) {
+			r.timed(t, name, int64(off), func() error {
+				n, err := unix.Pread(int(f.Fd()), p, int64(off))
+				if err == nil {
+					err = same(p[:n], want[off:min(off+len(p), len(want))])
+				}
+				return err
+			})
+		}
+	})
+}
+
+// same is an error unless both are equal.
+func same(got, want []byte) error {
+	if bytes.Equal(got, want) {
+		return nil
+	}
+	at := 0
+	for at < min(len(got), len(want)) && got[at] == want[at] {
+		at++
+	}
+	return fmt.Errorf("%d bytes, want %d; they differ from the %dth on; %d are zero, want %d",
+		len(got), len(want), at, bytes.Count(got, []byte{0}), bytes.Count(want, []byte{0}))
+}
+
+// exec runs programs of the layer, which read files of the layer and themselves, and knows what they should say.
+func (r *reader) exec() {
+	r.inThreads(2*programs, func(t, i int) {
+		path := filepath.Join(r.root, programName(i%programs))
+		file := rand.IntN(files)
+		want := fmt.Sprintf("%x", sha256.Sum256(contents(r.seed, file)))
+		r.timed(t, programName(i%programs), 0, func() error { return runs(want, path, "sha256sum", filepath.Join(r.root, fileName(file))) })
+		f, err := os.Open(path)
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+		r.timed(t, programName(i%programs), 1, func() error { return runs(want, path, "sha256sum", filepath.Join(r.root, fileName(file))) })
+	})
+}
+
+// program is the machine's own busybox, from which the layers' were made.
+var program = sync.OnceValue(func() []byte {
+	path, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil
+	}
+	b, _ := os.ReadFile(path) // what is missing will differ
+	return b
+})
+
+// runs runs a program, which should say want.
+func runs(want string, command ...string) error {
+	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(err, unix.EIO), strings.Contains(string(out), "Input/output error"):
+		return unix.EIO
+	case errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGBUS:
+		return unix.EIO // of a page of the program
+	case err != nil:
+		return fmt.Errorf("%v: %s", err, out)
+	case !strings.HasPrefix(string(out), want):
+		return fmt.Errorf("%q, want %s", out, want)
+	}
+	return nil
+}

@@ -1,0 +1,389 @@
+package lazytorture
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index/estargz"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
+)
+
+// options are how worlds differ.
+type options struct {
+	habits
+	// registry, if it is set, is where layers come from, and deadline the time after which reads may fail.
+	registry *registry
+	deadline time.Duration
+}
+
+// world is a filesystem with a layer store, a keeper, and lives.
+type world struct {
+	t      *testing.T
+	ctx    context.Context
+	name   string
+	dir    string // of the filesystem
+	layers []layer
+	store  *layerstore.Store
+	keeper string
+	lives  *lives
+	log    string
+	o      options
+
+	mu       sync.Mutex
+	complete map[layerstore.ID]bool
+	reads    map[string]int64 // by ways, as the following
+	passes   map[string]int
+	longest  time.Duration // that a read has waited
+	orphans  int           // that were served
+	expired  int           // reads that failed after the deadline
+}
+
+func newWorld(t *testing.T, filesystem string, layers []layer, options options) *world {
+	t.Helper()
+	w := &world{
+		t: t, ctx: t.Context(), name: filesystem, layers: layers, complete: map[layerstore.ID]bool{}, reads: map[string]int64{},
+		passes: map[string]int{}, o: options,
+	}
+	w.dir = mountFilesystem(t, filesystem)
+	dir := t.TempDir()
+	w.keeper, w.log = filepath.Join(dir, "keeper.sock"), filepath.Join(dir, "log")
+	log, err := os.OpenFile(w.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	must(t, err)
+	t.Cleanup(func() { log.Close() })
+
+	o := lifeOptions{Keeper: w.keeper, Blobs: map[string]string{}, Delay: true}
+	for _, l := range layers {
+		o.Blobs[l.Digest.String()] = l.path
+	}
+	if options.registry != nil {
+		o.Registry, o.Deadline = options.registry.addr(), options.deadline
+	}
+	w.startKeeper(o, log)
+	w.lives = newLives(options.habits, o, log, func(err error) { t.Errorf("%v", err) })
+	w.lives.heard = w.heard
+	w.store, err = layerstore.Open(filepath.Join(w.dir, "root"), layerstore.Options{
+		Log:  slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Left: func(inst layerstore.Instance, dir string) { w.lives.left(string(inst.ID), dir) },
+	})
+	must(t, err)
+	t.Cleanup(func() { must(t, w.store.Close()) })
+	w.startLives()
+	return w
+}
+
+func (w *world) startKeeper(o lifeOptions, log *os.File) {
+	w.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env, cmd.Stderr = o.env("keeper"), log
+	out, err := cmd.StdoutPipe()
+	must(w.t, err)
+	must(w.t, cmd.Start())
+	w.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		w.t.Fatalf("the keeper says %q: %v", line, err)
+	}
+}
+
+func (w *world) startLives() {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		w.lives.run(ctx)
+	}()
+	w.t.Cleanup(func() { stop(); <-ended })
+}
+
+// heard takes what the lives say of instances.
+func (w *world) heard(what string, words []string) {
+	switch what {
+	case "complete":
+		id := layerstore.ID(words[0])
+		if err := w.store.SetComplete(id); err != nil {
+			w.t.Error(err)
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.complete[id] = true
+	case "gone": // what the keeper holds tells, too
+	default:
+		w.t.Errorf("a life says %q %q", what, words)
+	}
+}
+
+// instance is one of a round.
+type instance struct {
+	layer
+	id   layerstore.ID
+	dir  string
+	root string // where it is mounted
+	pin  layerstore.Pin
+}
+
+// round makes a fresh instance of each layer and has it read, in all ways at once, while lives are ended. The last instance is taken out of
+// the store meanwhile. Then a life is spared, and everything is read once more: what has stayed in the store is complete then, and is read
+// without anybody who answers. In the end the keeper must hold nothing.
+func (w *world) round() {
+	w.t.Helper()
+	var all []*instance
+	targets := map[string]string{}
+	for i, l := range w.layers {
+		in := w.make(l, filepath.Join(w.dir, fmt.Sprint("mount", i)))
+		all = append(all, in)
+		targets[in.root] = in.dir
+	}
+	defer func() {
+		for _, in := range all {
+			_ = unix.Unmount(in.root, unix.MNT_DETACH) // it is there if the round was cut short
+		}
+	}()
+	must(w.t, w.lives.mount(w.ctx, targets))
+	first, last := all[0], all[len(all)-1]
+
+	var readers sync.WaitGroup
+	for _, in := range all {
+		for way := range ways {
+			readers.Go(func() { w.reads1(way, in) })
+		}
+	}
+	time.Sleep(rand.N(time.Second))
+	last.pin.Release()
+	must(w.t, w.store.Discard(last.id))
+	readers.Wait()
+	if w.t.Failed() {
+		return
+	}
+	w.settle(first, last)
+}
+
+// settle has the instances of a round end.
+func (w *world) settle(first, last *instance) {
+	w.t.Helper()
+	w.setCalm(true)
+	w.reads1("sequential", first)
+	within(w.t, patient, "instance is complete", func() error { return w.isComplete(first) })
+	w.reads1("random", first)
+	for _, in := range []*instance{first, last} {
+		must(w.t, unix.Unmount(in.root, 0))
+	}
+	within(w.t, patient, "keeper holds nothing", func() error {
+		report, err := keeper.Status(w.ctx, w.keeper)
+		if err == nil && len(report.Names) > 0 {
+			err = fmt.Errorf("it holds %q", report.Names)
+		}
+		return err
+	})
+	w.setCalm(false)
+	w.discard(first)
+}
+
+// setCalm has nothing happen to lives and requests, or again what is to happen.
+func (w *world) setCalm(calm bool) {
+	if w.o.registry != nil {
+		w.o.registry.calm.Store(calm)
+	}
+	w.lives.setSpare(calm)
+}
+
+func (w *world) isComplete(in *instance) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.complete[in.id] {
+		return errors.New("data are missing")
+	}
+	return nil
+}
+
+// discard takes away an instance, and what has left the store before.
+func (w *world) discard(in *instance) {
+	w.t.Helper()
+	in.pin.Release()
+	must(w.t, w.store.Discard(in.id))
+	orphans, err := w.store.Orphans()
+	must(w.t, err)
+	for _, dir := range orphans {
+		must(w.t, w.store.DiscardDir(dir))
+	}
+	must(w.t, w.store.DeleteDiscarded())
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.orphans += len(orphans)
+	clear(w.complete)
+}
+
+// make makes an instance, and where it is to be mounted.
+func (w *world) make(l layer, root string) *instance {
+	w.t.Helper()
+	id := layerstore.LazyID(l.Digest, l.Annotations)
+	_, pin, err := w.store.ImportLazy(w.ctx, id, l.Digest, func(context.Context) (layerstore.Indexed, error) {
+		blob, err := os.Open(l.path)
+		if err != nil {
+			return layerstore.Indexed{}, err
+		}
+		defer blob.Close()
+		idx, err := estargz.Open(index.Layer{Annotations: l.Annotations, Size: l.Size}, blob, index.Limits{})
+		return layerstore.Indexed{Index: idx, Lazy: layerstore.Lazy{
+			Images: []string{"origin/layer"}, MediaType: l.MediaType, Size: l.Size, Annotations: l.Annotations, DiffID: l.DiffID,
+		}}, err
+	})
+	must(w.t, err)
+	must(w.t, os.MkdirAll(root, 0o700))
+	return &instance{layer: l, id: id, dir: w.store.Dir(id), root: root, pin: pin}
+}
+
+// hang is how long a read may take.
+const hang = time.Minute
+
+// reads1 has a process read an instance in one way.
+func (w *world) reads1(way string, in *instance) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), roleEnv+"=reader", fmt.Sprintf("%s=%s %s %d", readerEnv, way, in.root, in.seed))
+	cmd.Stderr = cmd.Stdout
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		cmd.Stderr = cmd.Stdout
+		err = cmd.Start()
+	}
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	lines := make(chan []string)
+	go func() {
+		defer close(lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			lines <- strings.Fields(s.Text())
+		}
+	}()
+	done := false
+	for heard := range w.lines(lines, cmd) {
+		done = w.hears(way, in, heard) || done
+	}
+	if err := cmd.Wait(); !done {
+		w.t.Errorf("reader %s of layer %d ended early: %v", way, in.seed, err)
+	}
+}
+
+// lines yields what a reader says, and kills it if it says nothing, or that it waits, for too long.
+func (w *world) lines(lines <-chan []string, cmd *exec.Cmd) func(func([]string) bool) {
+	return func(yield func([]string) bool) {
+		for {
+			select {
+			case heard, more := <-lines:
+				if !more {
+					return
+				}
+				var ms int64
+				if heard[0] == "waits" {
+					fmt.Sscan(heard[1], &ms)
+				}
+				if waits := time.Duration(ms) * time.Millisecond; waits < hang {
+					w.mu.Lock()
+					w.longest = max(w.longest, waits)
+					w.mu.Unlock()
+					yield(heard)
+					continue
+				}
+			case <-time.After(hang):
+			}
+			w.t.Errorf("a reader hangs:\n%s", stacks(cmd.Process.Pid))
+			cmd.Process.Kill()
+			for range lines {
+			}
+			return
+		}
+	}
+}
+
+// hears takes what a reader says, and returns true if it has read everything.
+func (w *world) hears(way string, in *instance, words []string) (done bool) {
+	switch words[0] {
+	case "waits":
+	case "done":
+		var reads int64
+		fmt.Sscan(words[1], &reads)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.reads[way] += reads
+		w.passes[way]++
+		return true
+	case "eio":
+		var ms int64
+		fmt.Sscan(words[3], &ms)
+		if waited := time.Duration(ms) * time.Millisecond; w.o.registry == nil || waited < w.o.deadline {
+			w.t.Errorf("reader %s of layer %d: I/O error in %s at %s after %v", way, in.seed, words[1], words[2], waited)
+			break
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.expired++
+	default:
+		w.t.Errorf("reader %s of layer %d: %s", way, in.seed, strings.Join(words, " "))
+	}
+	return false
+}
+
+// stacks are those of the threads of a process and of its children, in the kernel.
+func stacks(pid int) string {
+	var text strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, task := range tasks {
+		stack, _ := os.ReadFile(filepath.Join(task, "stack"))
+		fmt.Fprintf(&text, "%s\n%s", task, stack)
+		children, _ := os.ReadFile(filepath.Join(task, "children"))
+		for _, child := range strings.Fields(string(children)) {
+			stack, _ := os.ReadFile(filepath.Join("/proc", child, "stack"))
+			fmt.Fprintf(&text, "child %s\n%s", child, stack)
+		}
+	}
+	return text.String()
+}
+
+// report says what was done, and fails if it was too little, or if the log tells of errors.
+func (w *world) report(took time.Duration) {
+	w.t.Helper()
+	l := w.lives
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := max(l.killed+l.others, 1)
+	w.t.Logf("%s: %d kills and %d other ends in %v; inherited %d events (%d answered late); passes %v, reads %v; longest wait %v; %d orphans; "+
+		"ready after %v, first answer %v later", w.name, l.killed, l.others, took.Round(time.Second), l.counts.inherited, l.counts.late, w.passes,
+		w.reads, w.longest, w.orphans, (l.starting / time.Duration(n)).Round(time.Millisecond),
+		(l.asking / time.Duration(n)).Round(time.Millisecond))
+	if l.counts.refused+l.counts.notices > 0 {
+		w.t.Errorf("%d events were refused by the kernel, %d lost", l.counts.refused, l.counts.notices)
+	}
+	if float64(l.counts.inherited) < inheritedShare*float64(l.killed) {
+		w.t.Errorf("%d kills left %d events: too few to have tested anything", l.killed, l.counts.inherited)
+	}
+	log, err := os.ReadFile(w.log)
+	must(w.t, err)
+	for _, line := range strings.Split(string(log), "\n") {
+		if line != "" && !strings.Contains(line, "level=INFO") && (w.o.registry == nil || !strings.Contains(line, "level=WARN")) {
+			w.t.Errorf("the log says: %s", line)
+			break
+		}
+	}
+	if r := w.o.registry; r != nil {
+		w.t.Logf("%d reads failed after the deadline of %v; faults: %v", w.expired, w.o.deadline, r.proxy.Counts())
+	}
+	if w.t.Failed() {
+		w.t.Logf("the log:\n%s", log[max(0, len(log)-20_000):])
+	}
+}
