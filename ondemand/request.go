@@ -16,12 +16,6 @@ func (l *Layer) kick(c class) {
 	l.start(func(ctx context.Context) { l.next(ctx, c) })
 }
 
-func (l *Layer) kickAll() {
-	for c := range classes {
-		l.kick(c)
-	}
-}
-
 // share is how many requests the layer may have when it begins another one of a class. Faults may have three quarters of what the origin
 // allows, so that a blob that does not come leaves something to others; the classes after leave something to those before them.
 func (l *Layer) share(c class) int64 {

@@ -28,7 +28,7 @@ func (s *Snapshotter) Mismatched(ctx context.Context, id layerstore.ID, cause er
 func (s *Snapshotter) replaceMismatched(ctx context.Context) error {
 	var errs []error
 	for _, inst := range s.layers.List() {
-		if inst.Lazy == nil || inst.Lazy.Mismatch == "" {
+		if inst.Lazy == nil || inst.Lazy.Mismatch == "" || inst.Lazy.Hopeless {
 			continue
 		}
 		if err := s.replaceMismatch(ctx, inst); err != nil {
@@ -55,7 +55,8 @@ func (s *Snapshotter) replaceMismatch(ctx context.Context, inst layerstore.Insta
 	}
 	defer pin.Release()
 	if whole.DiffID != inst.Lazy.DiffID {
-		return fmt.Errorf("its diffID is %s, the image's configuration says %s", whole.DiffID, inst.Lazy.DiffID)
+		err := fmt.Errorf("its diffID is %s, the image's configuration says %s", whole.DiffID, inst.Lazy.DiffID)
+		return errors.Join(err, s.layers.SetHopeless(inst.ID)) // not fetched again
 	}
 	return s.update(ctx, func(_ context.Context, r *records) error {
 		moved = r.committed(inst.ID)
@@ -64,6 +65,9 @@ func (s *Snapshotter) replaceMismatch(ctx context.Context, inst layerstore.Insta
 				return err
 			}
 		}
-		return nil
+		if len(moved) == 0 {
+			return nil
+		}
+		return r.putSource(whole.ID, from)
 	})
 }

@@ -28,7 +28,7 @@ func attendCommand() *cli.Command {
 		Hidden: true,
 		Description: "It ends when their data are all here, or nothing of them is mounted any more.\n\n" +
 			"Example:\n\n   erofs-snapshotter attend --root /var/lib/erofs-snapshotter",
-		Flags:  append(rootFlags(), registryFlags()...),
+		Flags: append(rootFlags(), registryFlags()...),
 		Action: func(ctx context.Context, c *cli.Command) error {
 			if err := noArguments(c); err != nil {
 				return err

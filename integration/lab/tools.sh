@@ -58,7 +58,7 @@ go_tool() {
 }
 
 step_packages() {
-	local wanted=(acl attr autoconf automake bc busybox-static ca-certificates curl dpkg-dev e2fsprogs gcc iptables isal libc6-dev
+	local wanted=(acl attr autoconf automake bc busybox-static ca-certificates curl dpkg-dev e2fsprogs xfsprogs btrfs-progs gcc iptables isal libc6-dev
 		liblz4-dev liblzma-dev libseccomp-dev libtool libzstd-dev make mmdebstrap nodejs openssl pigz pkg-config time uuid-dev xz-utils
 		zlib1g-dev zstd)
 	local missing=() p start

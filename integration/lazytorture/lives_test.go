@@ -42,6 +42,9 @@ type lives struct {
 	fail  func(error)
 	heard func(what string, words []string) // what is not about the life itself
 
+	// connecting is held while a life connects to the keeper: until then nobody touches what that holds.
+	connecting sync.Mutex
+
 	mu       sync.Mutex
 	spare    bool // the life that is not ended
 	wants    map[string]string
@@ -145,6 +148,8 @@ func (l *lives) run(ctx context.Context) {
 
 // begin has a process take over.
 func (l *lives) begin(ctx context.Context, p *process) error {
+	l.connecting.Lock()
+	defer l.connecting.Unlock()
 	began := time.Now()
 	l.tell(p, "begin")
 	select {

@@ -163,8 +163,10 @@ func (w *world) round() {
 		}
 	}
 	time.Sleep(rand.N(time.Second))
+	w.lives.connecting.Lock()
 	last.pin.Release()
 	must(w.t, w.store.Discard(last.id))
+	w.lives.connecting.Unlock()
 	readers.Wait()
 	if w.t.Failed() {
 		return

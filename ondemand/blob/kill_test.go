@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
 
 // childEnv names the directory of the blob that a child process fills.
@@ -21,7 +23,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	os.Exit(m.Run())
+	os.Exit(testenv.Main(m))
 }
 
 const killExtents = 4000

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // session is one connection.
@@ -108,7 +110,7 @@ func (s *server) serveDaemon(ss *session) {
 		case errors.Is(err, errCut) && (m.kind == hold || m.kind == secret):
 			// That is no reason to part: the daemon has it, and may try again.
 		case err != nil:
-			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+			if !hasEnded(err) {
 				s.log.Error("the daemon's connection is ended", "pid", ss.peer.pid, "cause", err)
 			}
 			return
@@ -122,10 +124,22 @@ func (s *server) serveDaemon(ss *session) {
 			continue // its acks cannot be sent any more, and only released matters
 		}
 		if err := ss.send(ackOf(m.id, err), time.Now().Add(ioTimeout)); err != nil {
-			s.log.Error("the daemon's connection is ended: it takes no answers", "pid", ss.peer.pid, "cause", err)
+			if !hasEnded(err) {
+				s.log.Error("the daemon's connection is ended: it takes no answers", "pid", ss.peer.pid, "cause", err)
+			}
 			return
 		}
 	}
+}
+
+// hasEnded tells whether an error of a connection says no more than that one of its sides has ended, perhaps by a kill.
+func hasEnded(err error) bool {
+	for _, end := range []error{io.EOF, os.ErrClosed, unix.EPIPE, unix.ECONNRESET} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return false
 }
 
 // errSuperseded is about a request that came too late.

@@ -173,16 +173,14 @@ func (w *Watcher) drop(name string) error {
 	return client.Drop(ctx, name)
 }
 
-// refuse answers with errors what cannot be served.
-func (w *Watcher) refuse(h keeper.Held) {
-	g, err := fanotify.Adopt(h.Group, h.Journal, h.Data)
-	if err != nil {
-		w.o.Log.Error("what the keeper holds cannot even be refused: its readers wait", "held", h.Name, "cause", err)
-		return
-	}
+// refuse answers with errors what cannot be served, and owns its descriptors.
+func (w *Watcher) refuse(h keeper.Held, g *fanotify.Group) {
 	w.spawn(func() {
 		if _, err := g.Deny(w.ctx); err != nil && w.ctx.Err() == nil {
 			w.o.Log.Error("requests are not refused any more: their readers wait", "held", h.Name, "cause", err)
+		}
+		if err := errors.Join(g.Close(), h.Data.Close()); err != nil {
+			w.o.Log.Warn("closing what could not be served", "held", h.Name, "cause", err)
 		}
 	})
 }

@@ -32,6 +32,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
 
@@ -115,9 +116,14 @@ func (w *Watcher) Connect(ctx context.Context) error {
 		w.o.Secret(secret)
 	}
 	for _, h := range held {
-		if err := w.takeOver(ctx, client, h); err != nil {
+		g, err := fanotify.Adopt(h.Group, h.Journal, h.Data)
+		if err != nil {
+			w.o.Log.Error("what the keeper holds cannot be answered: its readers wait", "held", h.Name, "cause", errors.Join(err, h.Data.Close()))
+			continue
+		}
+		if err := w.takeOver(h, g); err != nil {
 			w.o.Log.Error("data that the keeper holds cannot be served: reads that need missing data get errors", "held", h.Name, "cause", err)
-			w.refuse(h)
+			w.refuse(h, g)
 		}
 	}
 	w.setKeeper(client)
@@ -136,8 +142,8 @@ func (w *Watcher) dial(ctx context.Context) (*keeper.Client, []keeper.Held, *os.
 	return keeper.Dial(ctx, w.o.Keeper)
 }
 
-// takeOver serves what a keeper has held for an earlier process.
-func (w *Watcher) takeOver(ctx context.Context, client *keeper.Client, h keeper.Held) error {
+// takeOver serves what a keeper has held for an earlier process, and owns its descriptors unless there is an error.
+func (w *Watcher) takeOver(h keeper.Held, g *fanotify.Group) error {
 	dir, err := directoryOf(h.Data)
 	if err != nil {
 		return err
@@ -150,9 +156,7 @@ func (w *Watcher) takeOver(ctx context.Context, client *keeper.Client, h keeper.
 	if err != nil {
 		return err
 	}
-	if err := e.adopt(h); err != nil {
-		return errors.Join(err, e.close())
-	}
+	e.adopt(h.Name, g)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if filepath.Base(dir) == layer.Name {
@@ -200,7 +204,7 @@ func (w *Watcher) Open(layer Layer) error {
 	if w.current[layer.Name] != nil {
 		return nil
 	}
-	e, err := w.open(layer, nil)
+	e, err := w.openAnew(layer)
 	if err != nil {
 		return fmt.Errorf("open data blob of layer instance %s: %w", layer.Name, err)
 	}

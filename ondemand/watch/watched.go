@@ -38,19 +38,27 @@ type watched struct {
 	closed   bool
 }
 
-// open opens the data blob of an instance. data is the blob, opened before it was marked, if somebody has it; it is e's then.
-func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
-	if data == nil {
-		if data, err = os.OpenFile(filepath.Join(layer.Dir, blob.DataName), os.O_RDWR, 0); err != nil {
-			return nil, err
-		}
+// openAnew opens an instance that no keeper holds.
+func (w *Watcher) openAnew(layer Layer) (*watched, error) {
+	data, err := os.OpenFile(filepath.Join(layer.Dir, blob.DataName), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
 	}
+	e, err := w.open(layer, data)
+	if err != nil {
+		return nil, errors.Join(err, data.Close())
+	}
+	return e, nil
+}
+
+// open opens an instance. data is its data blob, opened before it was marked; it is e's unless there is an error.
+func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
 	e = &watched{w: w, layer: layer, data: data, checked: layer.Check == nil}
 	if e.held, err = heldName(layer.Name, data); err != nil {
-		return nil, errors.Join(err, data.Close())
+		return nil, err
 	}
 	if e.blob, err = blob.Open(layer.Dir, layer.ID, blob.Options{Data: data, Syncer: w.o.Syncer}); err != nil {
-		return nil, errors.Join(err, data.Close())
+		return nil, err
 	}
 	if err := e.blob.Lost(); err != nil {
 		w.o.Log.Warn("data of a layer may have to be fetched again", "instance", layer.Name, "cause", err)
@@ -75,17 +83,12 @@ func heldName(instance string, data *os.File) (string, error) {
 	return fmt.Sprintf("%s.%d", instance, st.Ino), nil
 }
 
-// adopt goes on with a group that the keeper has held.
-func (e *watched) adopt(h keeper.Held) error {
-	g, err := fanotify.Adopt(h.Group, h.Journal, h.Data)
-	if err != nil {
-		return err
-	}
+// adopt goes on with a group that the keeper has held under a name.
+func (e *watched) adopt(held string, g *fanotify.Group) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.held = h.Name
+	e.held = held
 	e.serve(g)
-	return nil
 }
 
 // watch marks the data blob and serves it, unless that is done.
@@ -132,11 +135,17 @@ func (e *watched) holding(g *fanotify.Group) keeper.Held {
 func (e *watched) serve(g *fanotify.Group) {
 	e.group, e.asked = g, g
 	e.w.work.Go(func() {
-		if err := g.Serve(e.w.ctx, e); err != nil && e.w.ctx.Err() == nil {
+		// An earlier process may have ended after it had ended the watch and before the keeper dropped the group.
+		if err := g.Serve(e.w.ctx, e); err != nil && e.w.ctx.Err() == nil && e.missesData() {
 			e.w.o.Log.Error("requests for data of a layer are not answered any more: reads of missing data wait until a restart of the daemon",
 				"instance", e.layer.Name, "cause", err)
 		}
 	})
+}
+
+func (e *watched) missesData() bool {
+	p := e.blob.Progress()
+	return p.PresentExtents < p.Extents
 }
 
 func (e *watched) isWatched() bool {
@@ -186,9 +195,13 @@ func (e *watched) orphaned(dir string) {
 	}
 }
 
-// completed is called when all data are here: it makes that durable, and then nobody needs to watch any more (kernel.md 2.7).
+// completed is called when all data are here: it makes that durable, and then nobody needs to watch any more (kernel.md 2.7). If this process
+// ends meanwhile the next one does it.
 func (e *watched) completed() {
 	err := e.finish()
+	if err != nil && e.w.ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		e.w.o.Log.Error("layer has all its data, but goes on being watched", "instance", e.layer.Name, "cause", err)
 		return

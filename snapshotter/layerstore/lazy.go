@@ -46,6 +46,8 @@ type Lazy struct {
 	Verified time.Time `json:"verified,omitzero"`
 	// Mismatch says what was found instead. The instance must not be used for new containers.
 	Mismatch string `json:"mismatch,omitempty"`
+	// Hopeless says that the whole layer is not what the image says either: nothing can take the place of the instance.
+	Hopeless bool `json:"hopeless,omitempty"`
 }
 
 // maxImages is how many references are kept for one layer.
@@ -215,6 +217,14 @@ func (s *Store) SetVerified(id ID, diffID digest.Digest, diffBytes int64) error 
 func (s *Store) SetMismatch(id ID, mismatch error) error {
 	return s.changeLazy(id, func(inst *Instance) bool {
 		inst.Lazy.Mismatch = mismatch.Error()
+		return true
+	})
+}
+
+// SetHopeless notes that the whole layer of a lazy instance is not what its image says either.
+func (s *Store) SetHopeless(id ID) error {
+	return s.changeLazy(id, func(inst *Instance) bool {
+		inst.Lazy.Hopeless = true
 		return true
 	})
 }
