@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -50,15 +51,17 @@ func lifeOptionsOf() (o lifeOptions, err error) {
 
 func newLog() *slog.Logger { return slog.New(slog.NewTextHandler(os.Stderr, nil)) }
 
-// keep is the keeper.
+// keep is the keeper. It ends with its standard input, whatever it holds.
 func keep() error {
 	o, err := lifeOptionsOf()
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
-	defer stop()
-	return keeper.Serve(ctx, keeper.Options{Address: o.Keeper, Ready: func() { fmt.Println("ready") }, Log: newLog()})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	return keeper.Serve(context.Background(), keeper.Options{Address: o.Keeper, Ready: func() { fmt.Println("ready") }, Log: newLog()})
 }
 
 // life is a process that serves. It reads commands, one in a line, when it is told to begin:

@@ -42,18 +42,10 @@ var preContent = testenv.Feature{Name: "pre-content", Missing: func() error { re
 // patient bounds what has no reason to take long.
 const patient = time.Minute
 
-const (
-	// kills and killsLong are how many there are on each filesystem.
-	kills, killsLong = 150, 3400
-	// faultyKills and faultyKillsLong are how many there are with faults.
-	faultyKills, faultyKillsLong = 40, 1000
-	// passes is how many each reader makes at least.
-	passes = 3
-	// inheritedShare is how many events each kill leaves on average, at least: with fewer, too little was tested.
-	inheritedShare = 0.2
-)
+// inheritedShare is how many events each kill leaves on average, at least: with fewer, too little was tested.
+const inheritedShare = 0.2
 
-// times is how often something is done.
+// times is how often something is done in the short form and in the long one.
 func times(short, long int) int {
 	if os.Getenv("EROFS_TEST_LONG") != "" {
 		return long
@@ -63,30 +55,35 @@ func times(short, long int) int {
 
 // TestKills: readers notice nothing but the time.
 func TestKills(t *testing.T) {
+	t.Parallel()
 	layers := newLayers(t)
 	for _, filesystem := range []string{"ext4", "xfs", "btrfs"} {
 		t.Run(filesystem, func(t *testing.T) {
 			t.Parallel()
-			newWorld(t, filesystem, layers, options{habits: habits{oneIsLong: 60, long: 2 * time.Second, idle: 300 * time.Millisecond}}).
-				torture(times(kills, killsLong))
+			torture(t, filesystem, layers, options{
+				kills: times(150, 3400), passes: 3,
+				habits: habits{oneIsLong: times(20, 60), long: 2 * time.Second, idle: 300 * time.Millisecond},
+			})
 		})
 	}
 }
 
-// TestKillsAndFaults: the registry fails, stalls and lies, too. Readers get an error only after the deadline.
+// TestKillsAndFaults: the registry fails, stalls and sends wrong bytes, too. Readers get an error only after the deadline.
 func TestKillsAndFaults(t *testing.T) {
+	t.Parallel()
 	layers := newLayers(t)
-	newWorld(t, "ext4", layers, options{
+	torture(t, "ext4", layers, options{
+		kills: times(40, 1000), passes: times(1, 3),
 		habits:   habits{oneIsLong: 4, long: 2 * time.Second, idle: 3 * time.Second},
 		registry: newRegistry(t, layers), deadline: time.Second,
-	}).torture(times(faultyKills, faultyKillsLong))
+	})
 }
 
 // torture goes on until there were enough kills and passes.
-func (w *world) torture(kills int) {
-	w.t.Helper()
+func torture(t *testing.T, filesystem string, layers []layer, o options) {
+	w := newWorld(t, filesystem, layers, o)
 	began := time.Now()
-	for n := 0; (n < passes || w.lives.kills() < kills) && !w.t.Failed(); n++ {
+	for n := 0; (n < o.passes || w.lives.kills() < o.kills) && !t.Failed(); n++ {
 		w.round()
 	}
 	w.report(time.Since(began))

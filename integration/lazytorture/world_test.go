@@ -30,6 +30,8 @@ type options struct {
 	// registry, if it is set, is where layers come from, and deadline the time after which reads may fail.
 	registry *registry
 	deadline time.Duration
+	// kills and passes of each reader are how many there are at least.
+	kills, passes int
 }
 
 // world is a filesystem with a layer store, a keeper, and lives.
@@ -93,8 +95,10 @@ func (w *world) startKeeper(o lifeOptions, log *os.File) {
 	cmd.Env, cmd.Stderr = o.env("keeper"), log
 	out, err := cmd.StdoutPipe()
 	must(w.t, err)
+	in, err := cmd.StdinPipe()
+	must(w.t, err)
 	must(w.t, cmd.Start())
-	w.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	w.t.Cleanup(func() { in.Close(); cmd.Wait() })
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		w.t.Fatalf("the keeper says %q: %v", line, err)
 	}
@@ -159,13 +163,15 @@ func (w *world) round() {
 	var readers sync.WaitGroup
 	for _, in := range all {
 		for way := range ways {
-			readers.Go(func() { w.reads1(way, in) })
+			readers.Go(func() { w.reader(way, in) })
 		}
 	}
 	time.Sleep(rand.N(time.Second))
 	w.lives.connecting.Lock()
 	last.pin.Release()
-	must(w.t, w.store.Discard(last.id))
+	if err := w.store.Discard(last.id); err != nil {
+		w.t.Error(err)
+	}
 	w.lives.connecting.Unlock()
 	readers.Wait()
 	if w.t.Failed() {
@@ -178,9 +184,9 @@ func (w *world) round() {
 func (w *world) settle(first, last *instance) {
 	w.t.Helper()
 	w.setCalm(true)
-	w.reads1("sequential", first)
+	w.reader("sequential", first)
 	within(w.t, patient, "instance is complete", func() error { return w.isComplete(first) })
-	w.reads1("random", first)
+	w.reader("random", first)
 	for _, in := range []*instance{first, last} {
 		must(w.t, unix.Unmount(in.root, 0))
 	}
@@ -252,14 +258,13 @@ func (w *world) make(l layer, root string) *instance {
 // hang is how long a read may take.
 const hang = time.Minute
 
-// reads1 has a process read an instance in one way.
-func (w *world) reads1(way string, in *instance) {
+// reader has a process read an instance in one way.
+func (w *world) reader(way string, in *instance) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"=reader", fmt.Sprintf("%s=%s %s %d", readerEnv, way, in.root, in.seed))
-	cmd.Stderr = cmd.Stdout
 	out, err := cmd.StdoutPipe()
+	cmd.Stderr = cmd.Stdout
 	if err == nil {
-		cmd.Stderr = cmd.Stdout
 		err = cmd.Start()
 	}
 	if err != nil {

@@ -71,6 +71,14 @@ func (l Layer) Swapped(t testing.TB, one, two string) Layer {
 	return swapped
 }
 
+// WithBlob is the layer with another blob, and the digest of that in the descriptor. It must still be a gzip stream.
+func (l Layer) WithBlob(t testing.TB, change func(blob []byte)) Layer {
+	t.Helper()
+	blob := bytes.Clone(l.Blob)
+	change(blob)
+	return describe(t, blob, digest.Digest(l.Annotations[estargz.TOCJSONDigestAnnotation]))
+}
+
 // Renamed is the layer with a descriptor whose annotations are changed.
 func (l Layer) Renamed(annotation, value string) Layer {
 	l.Annotations = maps.Clone(l.Annotations)
