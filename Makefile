@@ -75,7 +75,7 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 .PHONY: torture
 torture: export EROFS_TEST_LONG = 1
 torture: lab ## the long forms of the integration tests (about an hour)
-	go test -count=1 -v -timeout 3h ./integration/...
+	go test -count=1 -v -timeout 3h ./integration/... ./ondemand/blob
 
 .PHONY: kernels vm
 kernels: packages ## kernels for make vm, from Debian's source packages (about 6 minutes each on idle cores)

@@ -87,3 +87,39 @@ func (l *Layer) raise(d *demand) {
 		l.engine.processors.review()
 	}
 }
+
+// impatience is how long a fault waits for what another one has just waited for in vain. The kernel asks several times for what a reader
+// wants once: for what it reads ahead, and again for the page. All of that together should not take much longer than the deadline.
+const impatience = 100 * time.Millisecond
+
+// vain is extents for which a fault has waited in vain, and until when that is remembered. All is forgotten when something comes.
+type vain struct {
+	first, end int
+	until      time.Time
+}
+
+// patience is how long a fault waits: the deadline, unless another one has just waited in vain for what it needs first.
+func (l *Layer) patience(d *demand) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	deadline, now := l.engine.options.Deadline, time.Now()
+	for _, v := range l.vain {
+		if v.first <= d.first && d.first < v.end && now.Before(v.until) {
+			return min(deadline, impatience)
+		}
+	}
+	return deadline
+}
+
+// noteExpired notes that a fault has waited in vain. That is remembered for half of the deadline, and not for longer because of faults that
+// were not patient.
+func (l *Layer) noteExpired(d *demand) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	deadline, now := l.engine.options.Deadline, time.Now()
+	if now.Sub(d.since) < deadline {
+		return
+	}
+	l.vain = slices.DeleteFunc(l.vain, func(v vain) bool { return !now.Before(v.until) })
+	l.vain = append(l.vain, vain{d.first, d.end, now.Add(deadline / 2)})
+}

@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	// fillsMost is how many background fills there are at a time if the last is of a layer that is read hard; else it is one, for there is no
-	// hurry.
+	// fillsMost is how many background fills there are at a time if the last is of a layer that is read hard; else it is one, for there
+	// is no hurry.
 	fillsMost = 2
 	// A fill that has failed runs again after firstRetry, which doubles up to mostRetry.
 	firstRetry = 10 * time.Second
@@ -107,7 +107,7 @@ func (e *Engine) startFills() (wait time.Duration) {
 			case !s.wanted:
 			case now.Before(s.due):
 				wait = min(wait, s.due.Sub(now))
-			case first == nil || s.due.Before(firstState.due):
+			case first == nil || s.before(firstState):
 				first, firstState = l, s
 			}
 		}
@@ -121,19 +121,28 @@ func (e *Engine) startFills() (wait time.Duration) {
 // fillState is what the choice of a fill depends on.
 type fillState struct {
 	running, wanted, hard bool
-	due                   time.Time // those that are read hard before all others
+	due                   time.Time
+}
+
+// before tells which of two that are due goes first: one that is read hard.
+func (s fillState) before(o fillState) bool {
+	if s.hard != o.hard {
+		return s.hard
+	}
+	return s.due.Before(o.due)
 }
 
 func (l *Layer) fillState() fillState {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := fillState{running: l.fill.running, wanted: l.o.Complete != nil && !l.fill.done && !l.closed, hard: l.hardness.hard, due: l.fill.retry}
-	quietTime := l.engine.options.Quiet
+	wanted := l.o.Complete != nil && !l.fill.done && !l.closed
+	s := fillState{running: l.fill.running, wanted: wanted, hard: l.hardness.hard, due: l.fill.retry}
+	quiet := l.engine.options.Quiet
 	if s.hard {
-		quietTime /= hardHurry
+		quiet /= hardHurry
 	}
-	if quiet := l.quietSince.Add(quietTime); quiet.After(s.due) {
-		s.due = quiet
+	if at := l.quietSince.Add(quiet); at.After(s.due) {
+		s.due = at
 	}
 	return s
 }

@@ -26,14 +26,20 @@ type gate struct {
 	reserve [classes]int64 // what a class leaves to those before it
 
 	mu      sync.Mutex
-	free    int64 // less than nothing after force
+	free    int64 // less than nothing when holders had to have something
 	waiting []*ticket
+}
+
+// holder is one who must not wait for others when he has nothing: one who never gives back what he has stops himself only.
+type holder struct {
+	has int // guarded by the mu of the gate
 }
 
 // ticket is one who waits. Its class may become better meanwhile: whoever does that calls review.
 type ticket struct {
 	n       int64
 	class   *atomic.Int32
+	holder  *holder
 	granted chan struct{} // closed
 }
 
@@ -42,10 +48,10 @@ func newGate(size, aheadLeaves, prefetchLeaves int64) *gate {
 	return &gate{size: size, free: size, reserve: [classes]int64{0, min(aheadLeaves, size-1), min(prefetchLeaves, size-1)}}
 }
 
-// enter waits until it may take n, or what there is for its class if that is less, and returns how much it took.
-func (g *gate) enter(ctx context.Context, n int64, c *atomic.Int32) (taken int64, err error) {
+// enter waits until it may take n, or what there is for its class if that is less, and returns how much it took. h may be nil.
+func (g *gate) enter(ctx context.Context, n int64, c *atomic.Int32, h *holder) (taken int64, err error) {
 	g.mu.Lock()
-	t := &ticket{n: min(n, g.size-g.reserve[c.Load()]), class: c, granted: make(chan struct{})}
+	t := &ticket{n: min(n, g.size-g.reserve[c.Load()]), class: c, holder: h, granted: make(chan struct{})}
 	g.waiting = append(g.waiting, t)
 	g.grant()
 	g.mu.Unlock()
@@ -59,25 +65,26 @@ func (g *gate) enter(ctx context.Context, n int64, c *atomic.Int32) (taken int64
 	if i := slices.Index(g.waiting, t); i >= 0 {
 		g.waiting = slices.Delete(g.waiting, i, i+1)
 	} else {
-		g.free += t.n
+		g.give(t.n, h)
 	}
 	g.grant()
 	return 0, context.Cause(ctx)
 }
 
-// force takes n at once.
-func (g *gate) force(n int64) {
+// leave gives back what was taken.
+func (g *gate) leave(taken int64, h *holder) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.free -= n
+	g.give(taken, h)
+	g.grant()
 }
 
-// leave gives n back.
-func (g *gate) leave(n int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+// give takes something back. The caller holds mu.
+func (g *gate) give(n int64, h *holder) {
 	g.free += n
-	g.grant()
+	if h != nil {
+		h.has--
+	}
 }
 
 // review looks at those who wait again, after the class of one has changed.
@@ -96,19 +103,25 @@ func (g *gate) taken() int64 {
 
 // grant lets in who may. The caller holds mu.
 func (g *gate) grant() {
+	full := false
 	for c := fault; c < classes; c++ {
-		for {
-			i := slices.IndexFunc(g.waiting, func(t *ticket) bool { return class(t.class.Load()) == c })
-			if i < 0 {
-				break
-			}
+		for i := 0; i < len(g.waiting); {
 			t := g.waiting[i]
-			if g.free-t.n < g.reserve[c] {
-				return
+			must := t.holder != nil && t.holder.has == 0
+			switch {
+			case class(t.class.Load()) != c:
+				i++
+			case must, !full && g.free-t.n >= g.reserve[c]:
+				g.free -= t.n
+				if t.holder != nil {
+					t.holder.has++
+				}
+				g.waiting = slices.Delete(g.waiting, i, i+1)
+				close(t.granted)
+			default:
+				full = true // also for those who want less
+				i++
 			}
-			g.free -= t.n
-			g.waiting = slices.Delete(g.waiting, i, i+1)
-			close(t.granted)
 		}
 	}
 }

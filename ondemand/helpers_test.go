@@ -113,18 +113,12 @@ type made struct {
 // layout places extents of the given lengths one after the other, with gap bytes before each in the layer's blob and 4 KiB between them in
 // the data at most.
 func layout(gap int64, lengths ...int) (list []blob.Extent, layer []byte, dataBytes int64) {
-	r := rand.New(rand.NewPCG(1, uint64(len(lengths))))
+	random := rand.NewChaCha8(testID)
 	for _, n := range lengths {
 		layer = append(layer, make([]byte, gap)...)
 		x := blob.Extent{Offset: dataBytes, Length: uint32(n), BlobOffset: int64(len(layer)), BlobLength: uint32(n)}
 		content := make([]byte, n)
-		for i := 0; i < n; i += 8 {
-			v := r.Uint64()
-			for k := i; k < min(n, i+8); k++ {
-				content[k] = byte(v) | 1
-				v >>= 8
-			}
-		}
+		random.Read(content)
 		x.Digest = sha256.Sum256(content)
 		layer = append(layer, content...)
 		list = append(list, x)

@@ -29,7 +29,7 @@ type Layer struct {
 	flying     map[int]*request // by extent: planned, and neither present nor failed
 	demands    []*demand        // in the order in which they came
 	hardness   hardness
-	expired    time.Time // when a fault has waited in vain, zero if something has come since
+	vain       []vain
 	prefetch   cursor
 	planning   [classes]bool // somebody waits for a slot to plan the next request with
 	requests   int64         // that have a slot
@@ -78,7 +78,7 @@ func (l *Layer) Fill(ctx context.Context, off, n int64) error {
 		return l.failedFault(off, n, err)
 	}
 	defer l.unwant(d)
-	patience := l.patience()
+	patience := l.patience(d)
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	select {
@@ -92,37 +92,12 @@ func (l *Layer) Fill(ctx context.Context, off, n int64) error {
 	case <-deadline.C:
 		l.counts.expired.Add(1)
 		err = fmt.Errorf("%w of %v", ErrDeadline, patience)
-		l.noteExpired(patience)
+		l.noteExpired(d)
 	}
 	if err != nil {
 		return l.failedFault(off, n, err)
 	}
 	return nil
-}
-
-// impatience is how long a fault waits of a layer that has just let another one wait in vain. The kernel asks several times for what a
-// reader wants once: for what it reads ahead, and again for the page. All of that together should not take much longer than the deadline.
-const impatience = 100 * time.Millisecond
-
-// patience is how long a fault waits: the deadline, but less for half of that time after a fault has waited in vain, unless something has come
-// since.
-func (l *Layer) patience() time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	most := l.engine.options.Deadline
-	if !l.expired.IsZero() && time.Since(l.expired) < most/2 {
-		return min(most, impatience)
-	}
-	return most
-}
-
-// noteExpired notes that a fault has waited in vain.
-func (l *Layer) noteExpired(patience time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if patience == l.engine.options.Deadline {
-		l.expired = time.Now()
-	}
 }
 
 // faultError says which fault an error is about.
@@ -223,7 +198,7 @@ func (l *Layer) noteError(err error) {
 // arrived says that extent i was written.
 func (l *Layer) arrived(i int) {
 	l.mu.Lock()
-	l.expired = time.Time{}
+	l.vain = nil
 	delete(l.flying, i)
 	for _, d := range l.demands {
 		if d.wants(i) {

@@ -14,8 +14,8 @@
 // # Requests
 //
 // Absent extents that are close to each other in the layer's blob are fetched with one request: 64 KiB at least, also when a fault
-// needs less. Reads that follow each other are a stream, for which up to 4 MiB are fetched ahead of the reader, in requests of up to
-// 1 MiB. Extents are written as soon as their request has come, in order, and a fault waits for no others than its own.
+// needs less. Reads that follow each other are a stream, for which up to two windows of 4 MiB are fetched ahead of the reader, in
+// requests of up to 1 MiB. Extents are written as soon as their request has come, in order, and a fault waits for no others than its own.
 //
 // There are three classes of requests. In everything that is scarce the first goes first, and the others leave some of it to it:
 //
@@ -33,7 +33,7 @@
 // # Background fill
 //
 // A layer may bring a function that streams all of it and checks the whole (LayerOptions.Complete). The engine decides when it runs: one
-// layer at a time, after no fault had to fetch for a while, at a bounded rate; at once and without a bound when the layer is read hard.
+// layer at a time, after no fault had to fetch for a while, at a bounded rate; sooner and without a bound when the layer is read hard.
 // It pauses while readers wait, for any layer.
 //
 // # Errors
@@ -54,7 +54,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
@@ -156,9 +155,9 @@ type Engine struct {
 
 // origin is where layers come from that share connections.
 type origin struct {
-	slots  *gate        // requests
-	loaded atomic.Int64 // requests that have memory
-	layers int          // guarded by the mu of the engine
+	slots  *gate  // requests
+	loaded holder // of memory
+	layers int    // guarded by the mu of the engine
 }
 
 // New returns an engine. Faults wait until Run is called.

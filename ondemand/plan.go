@@ -18,8 +18,8 @@ const (
 	gapBytes = 32 << 10
 	// mostExtents bounds what a request has to remember, should a layer consist of tiny extents.
 	mostExtents = 4096
-	// planStep is how many extents are read from the table at a time: what a page of it holds, about.
-	planStep = 64
+	// planStep is how many extents are read from the table at a time: a page of it, so that one that is damaged harms no other.
+	planStep = 63
 )
 
 // numbered is an extent with its place in the table.
@@ -178,9 +178,8 @@ func (l *Layer) planFault(p *planner, r *request) {
 		if err == nil {
 			i, err = p.collect(r, i, d.end, leastBytes, mostBytes)
 		}
-		if err != nil {
+		if err != nil && len(r.extents) == 0 {
 			d.finish(err)
-			r.extents = nil
 			continue
 		}
 		// If the request ended before the fault does, the next one goes on.

@@ -3,17 +3,26 @@ package ondemand
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 )
 
-// kick has the next request of a class planned, as soon as there is a slot for it, if there is something to plan. The caller holds mu.
+// kick has the next request of a class planned, as soon as there is a slot for it, if there is something to plan. A class waits until
+// those before it have planned. The caller holds mu.
 func (l *Layer) kick(c class) {
-	if l.closed || l.planning[c] || l.requests >= l.share(c) || !l.hasWork(c) {
+	if l.closed || l.requests >= l.share(c) || !l.hasWork(c) || slices.Contains(l.planning[:c+1], true) {
 		return
 	}
 	l.planning[c] = true
 	l.start(func(ctx context.Context) { l.next(ctx, c) })
+}
+
+// kickAll is kick for all classes.
+func (l *Layer) kickAll() {
+	for c := range classes {
+		l.kick(c)
+	}
 }
 
 // share is how many requests the layer may have when it begins another one of a class. Faults may have three quarters of what the origin
@@ -55,7 +64,7 @@ func (l *Layer) next(ctx context.Context, c class) {
 	l.pause(ctx)
 	var urgency atomic.Int32
 	urgency.Store(int32(c))
-	_, err := l.origin.slots.enter(ctx, 1, &urgency)
+	_, err := l.origin.slots.enter(ctx, 1, &urgency, nil)
 	l.mu.Lock()
 	l.planning[c] = false
 	var r *request
@@ -63,25 +72,29 @@ func (l *Layer) next(ctx context.Context, c class) {
 		if r = l.plan(c); r != nil {
 			l.requests++
 		}
-		l.kick(c)
 	}
+	l.kickAll()
 	l.mu.Unlock()
 	switch {
 	case r != nil:
 		l.fetch(ctx, r)
 	case err == nil:
-		l.origin.slots.leave(1)
+		l.origin.slots.leave(1, nil)
 	}
 }
 
-// fetch does a request that has a slot. All its extents have arrived or are missed when it returns.
+// fetch does a request that has a slot. All its extents have arrived or are missed when it returns. A request of an origin that has
+// nothing in memory does not wait for memory, so that origins from which nothing comes cannot stop the others.
 func (l *Layer) fetch(ctx context.Context, r *request) {
-	l.origin.loaded.Add(1)
-	taken := l.takeMemory(ctx, r)
+	memory, err := l.engine.memory.enter(ctx, r.bytes(), &r.class, &l.origin.loaded)
+	if err != nil {
+		l.freeSlot()
+		l.missed(r.extents, err)
+		return
+	}
 	buf := l.engine.buffers.get(int(r.bytes()))
-	err := l.read(ctx, r, buf)
-	l.origin.slots.leave(1)
-	l.freeRequest()
+	err = l.read(ctx, r, buf)
+	l.freeSlot()
 	var bad []corrupt
 	if err == nil {
 		bad, err = l.decode(ctx, r, buf)
@@ -90,20 +103,8 @@ func (l *Layer) fetch(ctx context.Context, r *request) {
 	}
 	l.noteOutcome(ctx, err)
 	l.engine.buffers.put(buf)
-	l.origin.loaded.Add(-1)
-	l.engine.memory.leave(taken)
+	l.engine.memory.leave(memory, &l.origin.loaded)
 	l.repair(ctx, r, bad)
-}
-
-// takeMemory waits until the bytes of a request may be in memory. The only one of an origin need not wait, so that origins from which
-// nothing comes cannot stop the others. When ctx has ended it takes nothing, and what follows fails soon.
-func (l *Layer) takeMemory(ctx context.Context, r *request) (taken int64) {
-	if l.origin.loaded.Load() == 1 {
-		l.engine.memory.force(r.bytes())
-		return r.bytes()
-	}
-	taken, _ = l.engine.memory.enter(ctx, r.bytes(), &r.class)
-	return taken
 }
 
 func (l *Layer) read(ctx context.Context, r *request, buf []byte) error {
@@ -133,14 +134,13 @@ func (l *Layer) read(ctx context.Context, r *request, buf []byte) error {
 	return nil
 }
 
-// freeRequest says that a request needs its slot no more.
-func (l *Layer) freeRequest() {
+// freeSlot gives the slot of a request back.
+func (l *Layer) freeSlot() {
+	l.origin.slots.leave(1, nil)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.requests--
-	for c := range classes {
-		l.kick(c)
-	}
+	l.kickAll()
 }
 
 // noteOutcome says how a request went. After an error nothing more is fetched that nobody waits for: streams begin anew, and what was not
@@ -190,12 +190,12 @@ type corrupt struct {
 // decode writes the extents of a request one after the other, and returns those whose bytes are wrong. After an error, which is not about
 // the bytes, the rest is missed.
 func (l *Layer) decode(ctx context.Context, r *request, buf []byte) (bad []corrupt, err error) {
-	processor, err := l.engine.processors.enter(ctx, 1, &r.class)
+	processor, err := l.engine.processors.enter(ctx, 1, &r.class, nil)
 	if err != nil {
 		l.missed(r.extents, err)
 		return nil, err
 	}
-	defer l.engine.processors.leave(processor)
+	defer l.engine.processors.leave(processor, nil)
 	t := l.engine.tools.Get().(*tool)
 	defer l.engine.tools.Put(t)
 	defer t.shrink()
@@ -254,8 +254,8 @@ func (l *Layer) repair(ctx context.Context, r *request, bad []corrupt) {
 		if again.attempt >= l.o.Attempts {
 			l.unrepaired(bad[:n])
 		} else {
-			l.engine.options.Log.Warn("corrupt bytes from the registry, fetched again", "layer", l.o.Name, "extent", bad[0].i, "attempt", again.attempt,
-				"cause", bad[0].err)
+			l.engine.options.Log.Warn("corrupt bytes from the registry, fetched again",
+				"layer", l.o.Name, "extent", bad[0].i, "attempt", again.attempt, "cause", bad[0].err)
 			l.refetch(ctx, again)
 		}
 		bad = bad[n:]
@@ -283,7 +283,7 @@ func (l *Layer) refetch(ctx context.Context, r *request) {
 		}
 	}
 	l.mu.Unlock()
-	if _, err := l.origin.slots.enter(ctx, 1, &r.class); err != nil {
+	if _, err := l.origin.slots.enter(ctx, 1, &r.class, nil); err != nil {
 		l.missed(r.extents, err)
 		return
 	}

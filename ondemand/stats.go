@@ -26,7 +26,7 @@ type LayerStats struct {
 	Pending int
 	// Waiting are the faults that wait, in the order in which they came.
 	Waiting []Waiting
-	// ReadHard says that so much was read of late that the background fill does not wait.
+	// ReadHard says that so much was read that the background fill hurries.
 	ReadHard bool
 	// Filling says that the background fill runs, Checked that it has succeeded.
 	Filling, Checked bool

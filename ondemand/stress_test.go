@@ -38,7 +38,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		})
 	}
 	layers.Wait()
-	if s := e.Stats(); s.Waiting != 0 || s.MemoryBytes != 0 {
+	if s := e.Stats(); s.Waiting != 0 || s.MemoryBytes != 0 || s.Layers != 0 || len(e.origins) != 0 {
 		t.Errorf("at the end: %+v", s)
 	}
 }

@@ -44,6 +44,7 @@ type lives struct {
 
 	// connecting is held while a life connects to the keeper: until then nobody touches what that holds.
 	connecting sync.Mutex
+	over       chan struct{} // closed when there are no more
 
 	mu       sync.Mutex
 	spare    bool // the life that is not ended
@@ -70,7 +71,7 @@ type process struct {
 }
 
 func newLives(h habits, o lifeOptions, log *os.File, fail func(error)) *lives {
-	return &lives{habits: h, o: o, log: log, fail: fail, wants: map[string]string{}, mounted: make(chan struct{})}
+	return &lives{habits: h, o: o, log: log, fail: fail, wants: map[string]string{}, mounted: make(chan struct{}), over: make(chan struct{})}
 }
 
 // spawn starts a process that waits until it is told to begin.
@@ -127,6 +128,7 @@ func (l *lives) hear(p *process, words []string) {
 
 // run has life after life until ctx ends, and ends the last one.
 func (l *lives) run(ctx context.Context) {
+	defer close(l.over)
 	next, err := l.spawn()
 	for err == nil && ctx.Err() == nil {
 		p := next
@@ -284,7 +286,7 @@ func (l *lives) setSpare(spare bool) {
 }
 
 // mount has instances mounted, by whichever lives it takes. It gets directories by their targets.
-func (l *lives) mount(ctx context.Context, targets map[string]string) error {
+func (l *lives) mount(targets map[string]string) error {
 	l.mu.Lock()
 	maps.Copy(l.wants, targets)
 	if l.current != nil {
@@ -303,8 +305,8 @@ func (l *lives) mount(ctx context.Context, targets map[string]string) error {
 		}
 		select {
 		case <-mounted:
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-l.over:
+			return errors.New("nobody is left who mounts")
 		case <-limit:
 			return fmt.Errorf("not mounted within %v: %q", patient, left)
 		}

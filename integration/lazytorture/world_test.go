@@ -67,7 +67,12 @@ func newWorld(t *testing.T, filesystem string, layers []layer, options options) 
 	w.keeper, w.log = filepath.Join(dir, "keeper.sock"), filepath.Join(dir, "log")
 	log, err := os.OpenFile(w.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	must(t, err)
-	t.Cleanup(func() { log.Close() })
+	t.Cleanup(func() {
+		log.Close()
+		if b, err := os.ReadFile(w.log); t.Failed() && err == nil {
+			t.Logf("the log of %s:\n%s", filesystem, b[max(0, len(b)-20_000):])
+		}
+	})
 
 	o := lifeOptions{Keeper: w.keeper, Blobs: map[string]string{}, Delay: true}
 	for _, l := range layers {
@@ -106,12 +111,8 @@ func (w *world) startKeeper(o lifeOptions, log *os.File) {
 
 func (w *world) startLives() {
 	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		w.lives.run(ctx)
-	}()
-	w.t.Cleanup(func() { stop(); <-ended })
+	go w.lives.run(ctx)
+	w.t.Cleanup(func() { stop(); <-w.lives.over })
 }
 
 // heard takes what the lives say of instances.
@@ -157,7 +158,7 @@ func (w *world) round() {
 			_ = unix.Unmount(in.root, unix.MNT_DETACH) // it is there if the round was cut short
 		}
 	}()
-	must(w.t, w.lives.mount(w.ctx, targets))
+	must(w.t, w.lives.mount(targets))
 	first, last := all[0], all[len(all)-1]
 
 	var readers sync.WaitGroup
@@ -279,43 +280,48 @@ func (w *world) reader(way string, in *instance) {
 		}
 	}()
 	done := false
-	for heard := range w.lines(lines, cmd) {
-		done = w.hears(way, in, heard) || done
-	}
+	w.listen(lines, cmd, func(words []string) { done = w.hears(way, in, words) || done })
 	if err := cmd.Wait(); !done {
 		w.t.Errorf("reader %s of layer %d ended early: %v", way, in.seed, err)
 	}
 }
 
-// lines yields what a reader says, and kills it if it says nothing, or that it waits, for too long.
-func (w *world) lines(lines <-chan []string, cmd *exec.Cmd) func(func([]string) bool) {
-	return func(yield func([]string) bool) {
-		for {
-			select {
-			case heard, more := <-lines:
-				if !more {
-					return
-				}
-				var ms int64
-				if heard[0] == "waits" {
-					fmt.Sscan(heard[1], &ms)
-				}
-				if waits := time.Duration(ms) * time.Millisecond; waits < hang {
-					w.mu.Lock()
-					w.longest = max(w.longest, waits)
-					w.mu.Unlock()
-					yield(heard)
-					continue
-				}
-			case <-time.After(hang):
+// listen has what a reader says heard, and kills it if it says nothing, or that it waits, for too long.
+func (w *world) listen(lines <-chan []string, cmd *exec.Cmd, hear func(words []string)) {
+	for {
+		var waits time.Duration
+		select {
+		case words, more := <-lines:
+			if !more {
+				return
 			}
-			w.t.Errorf("a reader hangs:\n%s", stacks(cmd.Process.Pid))
-			cmd.Process.Kill()
-			for range lines {
-			}
-			return
+			waits = w.noteWait(words)
+			hear(words)
+		case <-time.After(hang):
+			waits = hang
 		}
+		if waits < hang {
+			continue
+		}
+		w.t.Errorf("a reader hangs:\n%s", stacks(cmd.Process.Pid))
+		_ = cmd.Process.Kill() // it may have ended
+		for range lines {
+		}
+		return
 	}
+}
+
+// noteWait returns for how long a reader says that a read has waited.
+func (w *world) noteWait(words []string) time.Duration {
+	var ms int64
+	if words[0] == "waits" {
+		_, _ = fmt.Sscan(words[1], &ms) // its own number
+	}
+	waits := time.Duration(ms) * time.Millisecond
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.longest = max(w.longest, waits)
+	return waits
 }
 
 // hears takes what a reader says, and returns true if it has read everything.
@@ -389,8 +395,5 @@ func (w *world) report(took time.Duration) {
 	}
 	if r := w.o.registry; r != nil {
 		w.t.Logf("%d reads failed after the deadline of %v; faults: %v", w.expired, w.o.deadline, r.proxy.Counts())
-	}
-	if w.t.Failed() {
-		w.t.Logf("the log:\n%s", log[max(0, len(log)-20_000):])
 	}
 }

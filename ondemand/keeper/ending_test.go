@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -33,6 +34,25 @@ func TestSignal(t *testing.T) {
 	if _, err := os.Lstat(at); err == nil {
 		t.Error("the socket is left")
 	}
+}
+
+// A context that cannot end is no signal.
+func TestNoSignal(t *testing.T) {
+	at := address(t)
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- Serve(context.Background(), Options{Address: at, Ready: func() { close(ready) }}) }()
+	select {
+	case <-ready:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	c := holdAll(t, at, "a")
+	must(t, c.Drop(timeout(t), "a"))
+	if r := status(t, at); r.Ending {
+		t.Errorf("%+v", r)
+	}
+	spawn(t, "keeper", at, "1h", "replace").expect("ready")
+	must(t, <-ended)
 }
 
 // A keeper that will not end can be replaced.

@@ -124,13 +124,13 @@ func (s *server) part(t *tenant) {
 
 // watch looks after the absence of daemons, until the keeper may end. After the signal it only waits for that.
 func (s *server) watch(ctx context.Context) {
-	signal := ctx.Done()
+	signal, told := ctx.Done(), false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-signal:
-			signal = nil
+			signal, told = nil, true
 			s.toldToEnd()
 		case <-s.replaced:
 			s.log.Info("a successor has everything")
@@ -138,12 +138,12 @@ func (s *server) watch(ctx context.Context) {
 		case <-s.changed:
 		case <-timer.C:
 		}
-		if signal == nil && s.mayEnd() {
+		if told && s.mayEnd() {
 			return
 		}
 		s.shrink()
 		wait := s.lookAway()
-		if signal == nil {
+		if told {
 			wait = min(wait, endPoll)
 		}
 		timer.Reset(wait)
