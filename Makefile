@@ -23,7 +23,7 @@ export EROFS_TEST_REQUIRE ?= all
 endif
 
 PACKAGES ?= ./...
-TIMEOUT ?= 20m
+TIMEOUT ?= 40m
 FUZZTIME ?= 20s
 
 .PHONY: help

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -125,6 +126,21 @@ func TestMismatchLater(t *testing.T) {
 	must(t, err)
 	if instanceOf(t, s, top).ID == inst.ID {
 		t.Error("not replaced")
+	}
+}
+
+// TestMismatchIsReplacedSoon: it is what Run does next.
+func TestMismatchIsReplacedSoon(t *testing.T) {
+	w := newLazyWorld(t)
+	s := w.start()
+	top, inst := w.pullLazily(s, lazyLayer(t).Swapped(t, "one", "two"))
+	run(t, s)
+	time.Sleep(10 * time.Millisecond) // so that it has nothing to do
+	s.Mismatched(t.Context(), inst.ID, errTest)
+	for deadline := time.Now().Add(30 * time.Second); instanceOf(t, s, top).ID == inst.ID; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not replaced")
+		}
 	}
 }
 
