@@ -47,6 +47,7 @@ func TestNeighboursAreJoined(t *testing.T) {
 	if len(calls) != 1 || calls[0].n < leastBytes/2 || calls[0].n > leastBytes {
 		t.Errorf("requests %+v", calls)
 	}
+	eventually(t, "all of the request is there", func() bool { return m.Stats().Pending == 0 })
 	if n := m.check(t); n < 10 || n > 20 {
 		t.Errorf("%d extents are present", n)
 	}

@@ -2,6 +2,7 @@ package ondemand
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -78,26 +79,35 @@ func (l *Layer) Fill(ctx context.Context, off, n int64) error {
 		return l.failedFault(off, n, err)
 	}
 	defer l.unwant(d)
+	switch err := l.await(ctx, d); {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrClosed), ctx.Err() != nil:
+		return l.faultError(off, n, err)
+	default:
+		return l.failedFault(off, n, err)
+	}
+}
+
+// await waits until a fault can be answered.
+func (l *Layer) await(ctx context.Context, d *demand) error {
 	patience := l.patience(d)
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	select {
-	case err = <-d.done:
+	case err := <-d.done:
+		return err
 	case <-ctx.Done():
-		return l.faultError(off, n, context.Cause(ctx))
+		return context.Cause(ctx)
 	case <-l.closing:
-		return l.faultError(off, n, ErrClosed)
+		return ErrClosed
 	case <-l.engine.ended:
-		return l.faultError(off, n, ErrClosed)
+		return ErrClosed
 	case <-deadline.C:
 		l.counts.expired.Add(1)
-		err = fmt.Errorf("%w of %v", ErrDeadline, patience)
 		l.noteExpired(d)
+		return fmt.Errorf("%w of %v", ErrDeadline, patience)
 	}
-	if err != nil {
-		return l.failedFault(off, n, err)
-	}
-	return nil
 }
 
 // faultError says which fault an error is about.

@@ -65,11 +65,14 @@ func TestEnd(t *testing.T) {
 		fault := make(chan error)
 		go func() { fault <- m.fillExtent(t, 0) }()
 		must(t, e.Run(ctx))
-		if err := <-fault; !errors.Is(err, ErrClosed) && !errors.Is(err, context.Canceled) {
+		if err := <-fault; !errors.Is(err, ErrClosed) {
 			t.Errorf("got %v", err)
 		}
 		if err := m.fillExtent(t, 1); !errors.Is(err, ErrClosed) {
 			t.Errorf("got %v", err)
+		}
+		if n := m.Stats().Failed; n != 0 {
+			t.Errorf("%d faults have failed", n)
 		}
 	})
 }

@@ -60,7 +60,8 @@ import (
 )
 
 var (
-	// ErrClosed says that the layer was closed, or that the engine has ended.
+	// ErrClosed says that the layer was closed, or that the engine has ended. It says nothing about the data: a fault that gets it can be
+	// left to a successor.
 	ErrClosed = errors.New("closed")
 	// ErrDeadline says that a fault was not served in time. Its data may still come.
 	ErrDeadline = errors.New("not served within the deadline")
@@ -143,7 +144,7 @@ type Engine struct {
 	wakeFills  chan struct{}
 
 	mu      sync.Mutex      // taken after that of a layer; nobody waits for anything with it held
-	run     context.Context // of Run; nil before
+	run     context.Context // of the work; nil before Run
 	early   []func(context.Context)
 	stopped bool
 	layers  map[*Layer]struct{}
@@ -179,12 +180,14 @@ func New(o Options) *Engine {
 }
 
 // Run does the work until ctx ends, and returns nil after the last request and background fill have ended. Faults that wait then get
-// ErrClosed. It may be called once.
+// ErrClosed, and no other error because of that. It may be called once.
 func (e *Engine) Run(ctx context.Context) error {
+	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
 	e.mu.Lock()
-	e.run = ctx
+	e.run = work
 	for _, do := range e.early {
-		e.busy.Go(func() { do(ctx) })
+		e.busy.Go(func() { do(work) })
 	}
 	e.early = nil
 	e.mu.Unlock()
@@ -195,6 +198,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.stopped = true
 	e.mu.Unlock()
 	close(e.ended)
+	cancel(ErrClosed)
 	e.busy.Wait()
 	return nil
 }

@@ -127,12 +127,19 @@ func (s *Snapshotter) mountImage(ctx context.Context, inst layerstore.Instance, 
 		if s.demand == nil {
 			return errors.New("its data are not all here, and loading on demand is off")
 		}
-		if img.Check, err = s.demand.Mount(ctx, string(inst.ID)); err != nil {
+		img.Check, err = s.demand.Mount(ctx, string(inst.ID))
+		if err != nil && s.isPartial(inst.ID) {
 			return err
 		}
 		img.OnDemand = img.Check != nil
 	}
 	return s.backend.Mount(ctx, img, target)
+}
+
+// isPartial says whether data of an instance are missing now: they may all have come since somebody has looked.
+func (s *Snapshotter) isPartial(id layerstore.ID) bool {
+	inst, err := s.layers.Get(id)
+	return err != nil || inst.Partial()
 }
 
 // mountsOf returns exactly one plain mount, which every version of containerd and every other client can use.

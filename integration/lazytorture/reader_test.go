@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,21 +25,20 @@ import (
 const readerEnv = "LAZYTORTURE_READER"
 
 // reader is a process that reads all of a mounted layer once, in its own way. It says how long its threads have waited for what they
-// wait for now, "waits MILLISECONDS READS", again and again; what is wrong; and "done READS ERRORS" in the end.
+// wait for now, "waits MILLISECONDS READS", again and again; which reads took long or failed, "slow BEGIN END FAILED"; what is "wrong"; and
+// "done READS" in the end.
 type reader struct {
 	root string
 	seed uint64
 
 	threads []thread
 	reads   atomic.Int64
-	eio     atomic.Int64
-	wrong   atomic.Int64
 }
 
 // thread is one that reads.
 type thread struct{ since atomic.Int64 } // when its read began, in nanoseconds; 0: it does not read
 
-// ways are how readers read.
+// ways are how readers read. All but the last are ways to read beside others.
 var ways = map[string]struct {
 	threads int
 	read    func(*reader)
@@ -46,10 +46,15 @@ var ways = map[string]struct {
 	"random":     {4, (*reader).random},
 	"mmap":       {2, (*reader).mmap},
 	"sequential": {2, (*reader).sequential},
+	"alone":      {2, (*reader).alone},
 	"exec":       {2, (*reader).exec},
 }
 
-const sayEvery = 500 * time.Millisecond
+const (
+	sayEvery = 500 * time.Millisecond
+	// slow is a read that says how long it took.
+	slow = 500 * time.Millisecond
+)
 
 func read() error {
 	r := &reader{}
@@ -75,7 +80,7 @@ func read() error {
 	}()
 	ways[way].read(r)
 	close(ended)
-	fmt.Println("done", r.reads.Load(), r.eio.Load(), r.wrong.Load())
+	fmt.Println("done", r.reads.Load())
 	return nil
 }
 
@@ -96,13 +101,11 @@ func (r *reader) timed(i int, what string, off int64, do func() error) {
 	err := do()
 	r.threads[i].since.Store(0)
 	r.reads.Add(1)
-	switch {
-	case err == nil:
-	case errors.Is(err, unix.EIO):
-		r.eio.Add(1)
-		fmt.Println("eio", what, off, time.Since(began).Milliseconds())
-	default:
-		r.wrong.Add(1)
+	failed := errors.Is(err, unix.EIO)
+	if failed || time.Since(began) >= slow {
+		fmt.Println("slow", began.UnixMilli(), time.Now().UnixMilli(), failed, what, off)
+	}
+	if err != nil && !failed {
 		fmt.Println("wrong", what, off, err)
 	}
 }
@@ -138,7 +141,6 @@ func (r *reader) openAll(advice int) []*os.File {
 	for i := range all {
 		f, err := os.Open(filepath.Join(r.root, fileName(i)))
 		if err != nil {
-			r.wrong.Add(1)
 			fmt.Println("wrong", fileName(i), 0, err)
 			os.Exit(1)
 		}
@@ -218,8 +220,41 @@ func mapped(do func() error) (err error) {
 	return do()
 }
 
-// sequential reads file after file from beginning to end, programs too, without what may be cached.
+// sequential reads file after file from beginning to end, programs too, without what can be dropped from the page cache.
 func (r *reader) sequential() {
+	r.inOrder(func(f *os.File, _ int) error { return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) })
+}
+
+// alone does so while nobody else reads: then everything can be dropped, and what is read was asked for.
+func (r *reader) alone() { r.inOrder(uncache) }
+
+// uncache drops a file from the page cache. The kernel may look at one of the pages just now, and keeps it then.
+func uncache(f *os.File, size int) error {
+	m, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(m)
+	resident := make([]byte, (size+pageBytes-1)/pageBytes)
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+			return err
+		}
+		if _, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(size), uintptr(unsafe.Pointer(&resident[0]))); e != 0 {
+			return os.NewSyscallError("mincore", e)
+		}
+		n := bytes.Count(resident, []byte{1})
+		if n == 0 {
+			return nil
+		}
+		if time.Since(began) > patient/4 {
+			return fmt.Errorf("%d pages stay in the page cache", n)
+		}
+	}
+}
+
+// inOrder reads everything, after each file was dropped.
+func (r *reader) inOrder(drop func(f *os.File, size int) error) {
 	r.inThreads(files+programs, func(t, i int) {
 		name, want := "", program()
 		if i < files {
@@ -233,7 +268,7 @@ func (r *reader) sequential() {
 			return
 		}
 		defer f.Close()
-		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+		r.timed(t, name, 0, func() error { return drop(f, len(want)) })
 		p := make([]byte, 128<<10)
 		for off := 0; off < len(want); off += len(p) {
 			r.timed(t, name, int64(off), func() error {

@@ -51,16 +51,17 @@ type world struct {
 	complete map[layerstore.ID]bool
 	reads    map[string]int64 // by ways, as the following
 	passes   map[string]int
-	longest  time.Duration // that a read has waited
-	orphans  int           // that were served
-	expired  int           // reads that failed after the deadline
+	longest  time.Duration         // that a read has waited
+	orphans  int                   // that were served
+	slow     map[uint64][]slowRead // by layers, of this round
+	expired  int                   // reads that failed after the deadline
 }
 
 func newWorld(t *testing.T, filesystem string, layers []layer, options options) *world {
 	t.Helper()
 	w := &world{
 		t: t, ctx: t.Context(), name: filesystem, layers: layers, complete: map[layerstore.ID]bool{}, reads: map[string]int64{},
-		passes: map[string]int{}, o: options,
+		passes: map[string]int{}, slow: map[uint64][]slowRead{}, o: options,
 	}
 	w.dir = mountFilesystem(t, filesystem)
 	dir := t.TempDir()
@@ -163,7 +164,7 @@ func (w *world) round() {
 
 	var readers sync.WaitGroup
 	for _, in := range all {
-		for way := range ways {
+		for _, way := range []string{"random", "mmap", "sequential", "exec"} {
 			readers.Go(func() { w.reader(way, in) })
 		}
 	}
@@ -185,9 +186,15 @@ func (w *world) round() {
 func (w *world) settle(first, last *instance) {
 	w.t.Helper()
 	w.setCalm(true)
-	w.reader("sequential", first)
-	within(w.t, patient, "instance is complete", func() error { return w.isComplete(first) })
-	w.reader("random", first)
+	w.reader("alone", first)
+	within(w.t, patient, "instance is complete", func() error {
+		err := w.isComplete(first)
+		if err != nil && w.o.registry != nil { // it has just begun to be good
+			w.reader("alone", first)
+		}
+		return err
+	})
+	w.reader("alone", first)
 	for _, in := range []*instance{first, last} {
 		must(w.t, unix.Unmount(in.root, 0))
 	}
@@ -199,6 +206,7 @@ func (w *world) settle(first, last *instance) {
 		return err
 	})
 	w.setCalm(false)
+	w.checkFailures()
 	w.discard(first)
 }
 
@@ -254,118 +262,6 @@ func (w *world) make(l layer, root string) *instance {
 	must(w.t, err)
 	must(w.t, os.MkdirAll(root, 0o700))
 	return &instance{layer: l, id: id, dir: w.store.Dir(id), root: root, pin: pin}
-}
-
-// hang is how long a read may take.
-const hang = time.Minute
-
-// reader has a process read an instance in one way.
-func (w *world) reader(way string, in *instance) {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), roleEnv+"=reader", fmt.Sprintf("%s=%s %s %d", readerEnv, way, in.root, in.seed))
-	out, err := cmd.StdoutPipe()
-	cmd.Stderr = cmd.Stdout
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		w.t.Error(err)
-		return
-	}
-	lines := make(chan []string)
-	go func() {
-		defer close(lines)
-		for s := bufio.NewScanner(out); s.Scan(); {
-			lines <- strings.Fields(s.Text())
-		}
-	}()
-	done := false
-	w.listen(lines, cmd, func(words []string) { done = w.hears(way, in, words) || done })
-	if err := cmd.Wait(); !done {
-		w.t.Errorf("reader %s of layer %d ended early: %v", way, in.seed, err)
-	}
-}
-
-// listen has what a reader says heard, and kills it if it says nothing, or that it waits, for too long.
-func (w *world) listen(lines <-chan []string, cmd *exec.Cmd, hear func(words []string)) {
-	for {
-		var waits time.Duration
-		select {
-		case words, more := <-lines:
-			if !more {
-				return
-			}
-			waits = w.noteWait(words)
-			hear(words)
-		case <-time.After(hang):
-			waits = hang
-		}
-		if waits < hang {
-			continue
-		}
-		w.t.Errorf("a reader hangs:\n%s", stacks(cmd.Process.Pid))
-		_ = cmd.Process.Kill() // it may have ended
-		for range lines {
-		}
-		return
-	}
-}
-
-// noteWait returns for how long a reader says that a read has waited.
-func (w *world) noteWait(words []string) time.Duration {
-	var ms int64
-	if words[0] == "waits" {
-		_, _ = fmt.Sscan(words[1], &ms) // its own number
-	}
-	waits := time.Duration(ms) * time.Millisecond
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.longest = max(w.longest, waits)
-	return waits
-}
-
-// hears takes what a reader says, and returns true if it has read everything.
-func (w *world) hears(way string, in *instance, words []string) (done bool) {
-	switch words[0] {
-	case "waits":
-	case "done":
-		var reads int64
-		fmt.Sscan(words[1], &reads)
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.reads[way] += reads
-		w.passes[way]++
-		return true
-	case "eio":
-		var ms int64
-		fmt.Sscan(words[3], &ms)
-		if waited := time.Duration(ms) * time.Millisecond; w.o.registry == nil || waited < w.o.deadline {
-			w.t.Errorf("reader %s of layer %d: I/O error in %s at %s after %v", way, in.seed, words[1], words[2], waited)
-			break
-		}
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.expired++
-	default:
-		w.t.Errorf("reader %s of layer %d: %s", way, in.seed, strings.Join(words, " "))
-	}
-	return false
-}
-
-// stacks are those of the threads of a process and of its children, in the kernel.
-func stacks(pid int) string {
-	var text strings.Builder
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
-	for _, task := range tasks {
-		stack, _ := os.ReadFile(filepath.Join(task, "stack"))
-		fmt.Fprintf(&text, "%s\n%s", task, stack)
-		children, _ := os.ReadFile(filepath.Join(task, "children"))
-		for _, child := range strings.Fields(string(children)) {
-			stack, _ := os.ReadFile(filepath.Join("/proc", child, "stack"))
-			fmt.Fprintf(&text, "child %s\n%s", child, stack)
-		}
-	}
-	return text.String()
 }
 
 // report says what was done, and fails if it was too little, or if the log tells of errors.

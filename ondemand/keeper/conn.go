@@ -97,8 +97,11 @@ func (c *conn) send(m message, deadline time.Time) error {
 			}
 		}
 	})
-	if err == nil && sent != nil {
-		err = os.NewSyscallError("sendmsg", sent)
+	switch {
+	case c.closed.Load():
+		return os.ErrClosed
+	case err == nil && sent != nil:
+		return os.NewSyscallError("sendmsg", sent)
 	}
 	return err
 }

@@ -168,7 +168,8 @@ func (w *Watcher) drop(name string) error {
 	if client == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, keeperTimeout)
+	// Nobody watches any more, whether this process ends or not.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), keeperTimeout)
 	defer cancel()
 	return client.Drop(ctx, name)
 }

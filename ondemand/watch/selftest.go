@@ -15,13 +15,13 @@ import (
 // selfTest finds out whether reads through a new mount at root raise events, without the network: a page of a file is read while every request
 // for missing data is refused: it is the first mount, so nobody else can ask. If no event comes the kernel has read holes as zeros, and would go on doing so.
 func (e *watched) selfTest(g *fanotify.Group, root string) error {
-	path, err := someFile(root)
+	path, off, err := someData(root)
 	if err != nil || path == "" {
 		return err // a layer without data
 	}
 	before := g.Stats().Events
 	e.testing.Store(true)
-	err = readPage(path)
+	err = readPage(path, off)
 	e.testing.Store(false)
 	events := g.Stats().Events - before
 	switch {
@@ -41,33 +41,39 @@ var errTest = errors.New("refused by a self-test")
 // errFound ends a walk.
 var errFound = errors.New("found")
 
-// someFile returns a file below root that is not empty, "" if there is none.
-func someFile(root string) (found string, err error) {
+// someData returns a file below root and where in it data are that are no hole: reads of a hole ask nobody. "" if there are none.
+func someData(root string) (found string, off int64, err error) {
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
+		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
-		if !d.Type().IsRegular() {
+		off, err = firstData(path)
+		if errors.Is(err, unix.ENXIO) {
 			return nil
 		}
-		fi, err := d.Info()
-		if err != nil {
-			return err
+		if err == nil {
+			found, err = path, errFound
 		}
-		if fi.Size() > 0 {
-			found = path
-			return errFound
-		}
-		return nil
+		return err
 	})
 	if errors.Is(err, errFound) {
 		err = nil
 	}
-	return found, err
+	return found, off, err
 }
 
-// readPage reads the first page of a file, and no more: the kernel would read ahead otherwise.
-func readPage(path string) error {
+// firstData is where the data of a file begin; ENXIO says that there are none.
+func firstData(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
+}
+
+// readPage reads one page of a file, and no more: the kernel would read ahead otherwise.
+func readPage(path string, off int64) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -76,6 +82,6 @@ func readPage(path string) error {
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
 		return err
 	}
-	_, err = f.Read(make([]byte, 4096))
+	_, err = f.ReadAt(make([]byte, 1), off)
 	return err
 }

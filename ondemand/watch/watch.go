@@ -194,15 +194,19 @@ func errNoKeeper(address string) error {
 	return fmt.Errorf("no keeper answers on %s\n  start the unit erofs-snapshotter-keeper", address)
 }
 
-// Open makes an instance known: from now on its data are fetched, in the background too. It does nothing for one that is open.
+// Open makes an instance known: from now on its data are fetched, in the background too. It does nothing for one that is open. One that was made
+// anew has other files; those that are open are an orphan's then.
 func (w *Watcher) Open(layer Layer) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
 		return errors.New("the daemon is stopping")
 	}
-	if w.current[layer.Name] != nil {
-		return nil
+	if e := w.current[layer.Name]; e != nil {
+		if e.isIn(layer.Dir) {
+			return nil
+		}
+		w.leave(e, e.path())
 	}
 	e, err := w.openAnew(layer)
 	if err != nil {
@@ -262,11 +266,14 @@ func (w *Watcher) setKeeper(client *keeper.Client) {
 func (w *Watcher) Left(name, dir string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	e := w.current[name]
-	if e == nil {
-		return
+	if e := w.current[name]; e != nil {
+		w.leave(e, dir)
 	}
-	delete(w.current, name)
+}
+
+// leave is called with mu held.
+func (w *Watcher) leave(e *watched, dir string) {
+	delete(w.current, e.layer.Name)
 	e.orphaned(dir)
 	w.orphans[e] = struct{}{}
 }
@@ -302,10 +309,14 @@ func (w *Watcher) forget(e *watched) {
 	last := e.report()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.past.add(last)
+	_, known := w.orphans[e]
 	delete(w.orphans, e)
 	if w.current[e.layer.Name] == e {
+		known = true
 		delete(w.current, e.layer.Name)
+	}
+	if known { // that all is here and that it was checked may be found at the same time
+		w.past.add(last)
 	}
 }
 

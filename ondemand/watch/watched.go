@@ -33,6 +33,7 @@ type watched struct {
 	mu       sync.Mutex
 	group    *fanotify.Group // nil: not watched
 	asked    *fanotify.Group // the same, also when it is over
+	tested   bool            // a mount was tested, or is older than this process
 	complete bool
 	checked  bool
 	closed   bool
@@ -63,14 +64,22 @@ func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
 	if err := e.blob.Lost(); err != nil {
 		w.o.Log.Warn("data of a layer may have to be fetched again", "instance", layer.Name, "cause", err)
 	}
+	added := make(chan struct{}) // the engine may begin before it has returned
 	o := ondemand.LayerOptions{
 		Name: layer.Digest, Origin: layer.Origin, Source: layer.Source, PrefetchUntil: layer.PrefetchUntil,
-		Completed: func() { w.spawn(e.completed) },
+		Completed: func() {
+			<-added
+			w.spawn(e.completed)
+		},
 	}
 	if layer.Check != nil {
-		o.Complete = e.check
+		o.Complete = func(ctx context.Context, pace ondemand.Pace) error {
+			<-added
+			return e.check(ctx, pace)
+		}
 	}
 	e.fill = w.o.Engine.Add(e.blob, o)
+	close(added)
 	return e, nil
 }
 
@@ -87,7 +96,7 @@ func heldName(instance string, data *os.File) (string, error) {
 func (e *watched) adopt(held string, g *fanotify.Group) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.held = held
+	e.held, e.tested = held, true
 	e.serve(g)
 }
 
@@ -101,18 +110,51 @@ func (e *watched) watch(ctx context.Context, client *keeper.Client) (check func(
 	if e.complete {
 		return nil, nil
 	}
-	if e.group != nil { // what is true of one mount is true of all
+	if e.tested { // what is true of one mount is true of all
 		return func(string) error { return nil }, nil
 	}
-	g, err := fanotify.New(e.data)
+	if e.group == nil {
+		g, err := fanotify.New(e.data)
+		if err != nil {
+			return nil, err
+		}
+		if err := client.Hold(ctx, e.holding(g)); err != nil {
+			return nil, errors.Join(fmt.Errorf("hand data blob to the keeper: %w", err), g.Close())
+		}
+		e.serve(g)
+	}
+	return e.test(e.group), nil
+}
+
+// test is the check of a mount as long as none has passed.
+func (e *watched) test(g *fanotify.Group) func(root string) error {
+	return func(root string) error {
+		if err := e.selfTest(g, root); err != nil {
+			return err
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.tested = true
+		return nil
+	}
+}
+
+// path is the directory of its files, as far as they have one.
+func (e *watched) path() string {
+	if dir, err := directoryOf(e.data); err == nil {
+		return dir
+	}
+	return e.layer.Dir
+}
+
+// isIn says whether its data blob is the one in a directory.
+func (e *watched) isIn(dir string) bool {
+	ours, err := e.data.Stat()
 	if err != nil {
-		return nil, err
+		return false
 	}
-	if err := client.Hold(ctx, e.holding(g)); err != nil {
-		return nil, errors.Join(fmt.Errorf("hand data blob to the keeper: %w", err), g.Close())
-	}
-	e.serve(g)
-	return func(root string) error { return e.selfTest(g, root) }, nil
+	there, err := os.Stat(filepath.Join(dir, blob.DataName))
+	return err == nil && os.SameFile(ours, there)
 }
 
 // Ready implements fanotify.Filler.
