@@ -53,8 +53,8 @@ func (l *Layer) Ready(off, n int64) bool {
 	if !l.present(off, n) {
 		return false
 	}
-	if s := l.streams.reaches(off, n); s != nil {
-		l.start(func(context.Context) { l.goOn(s, off+n) })
+	if s, more := l.streams.reaches(off, n); s != nil {
+		l.start(func(context.Context) { l.goOn(s, more) })
 	}
 	return true
 }

@@ -52,18 +52,25 @@ func (all *streams) init() {
 	}
 }
 
-// reaches returns the stream whose next window is due, as n bytes at off are read that are present. It says so once.
-func (all *streams) reaches(off, n int64) *stream {
+// reaches returns the stream whose next window is due, as n bytes at off are read that are present, and whether it is to have that. It says
+// so once.
+func (all *streams) reaches(off, n int64) (s *stream, more bool) {
 	for i := range all {
 		s := &all[i]
 		if off >= s.base.Load() && off < s.limit.Load() {
 			s.seen.Add(n)
 		}
 		if mark := s.mark.Load(); off+n > mark && off < s.limit.Load() && s.mark.CompareAndSwap(mark, never) {
-			return s
+			return s, s.dense(off + n)
 		}
 	}
-	return nil
+	return nil, false
+}
+
+// dense tells of a reader who has come to offset at whether he has read half of his way since that was asked last.
+func (s *stream) dense(at int64) bool {
+	way, seen := at-s.base.Swap(at), s.seen.Swap(0)
+	return way <= streamSlack || 2*seen >= way
 }
 
 // miss notes a read of something absent, from and to are data offsets. Its last extent is the one before end, and ends at limit. The
@@ -85,7 +92,7 @@ func (all *streams) miss(from, to int64, end int, limit int64) {
 			s.limit.Store(limit)
 		}
 		if passed || to > s.mark.Load() {
-			s.grant(to)
+			s.grant(s.dense(to))
 		}
 	}
 	s.used = time.Now()
@@ -112,11 +119,9 @@ func (all *streams) oldest() *stream {
 	return s
 }
 
-// grant allows the next window, or stops, for a reader that has come to offset at. The caller holds mu.
-func (s *stream) grant(at int64) {
-	way, seen := at-s.base.Load(), s.seen.Swap(0)
-	s.base.Store(at)
-	if way > streamSlack && 2*seen < way {
+// grant allows the next window, or no more. The caller holds mu.
+func (s *stream) grant(more bool) {
+	if !more {
 		s.stop()
 		return
 	}
@@ -138,14 +143,14 @@ func (s *stream) stop() {
 	s.mark.Store(never)
 }
 
-// goOn fetches the next window of a stream whose reader has come to offset at.
-func (l *Layer) goOn(s *stream, at int64) {
+// goOn fetches the next window of a stream, or no more.
+func (l *Layer) goOn(s *stream, more bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s.window == 0 {
 		return // it was given to another reader meanwhile
 	}
 	s.used = time.Now()
-	s.grant(at)
+	s.grant(more)
 	l.kick(ahead)
 }
