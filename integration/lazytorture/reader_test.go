@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -173,12 +174,21 @@ func (r *reader) readPage(t int, f *os.File, at place) {
 	var p, want [pageBytes]byte
 	off := int64(at.page * pageBytes)
 	r.timed(t, fileName(at.file), off, func() error {
-		n, err := unix.Pread(int(f.Fd()), p[:], off)
+		n, err := readAt(f, p[:], off)
 		if err == nil {
 			err = same(p[:n], want[:pageOf(r.seed, at, &want)])
 		}
 		return err
 	})
+}
+
+// readAt reads up to the end of p, or of the file. A read that fails after its first pages returns those, and only the next one fails.
+func readAt(f *os.File, p []byte, off int64) (n int, err error) {
+	n, err = f.ReadAt(p, off)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
 }
 
 // mmap touches pages in any order.
@@ -272,7 +282,7 @@ func (r *reader) inOrder(drop func(f *os.File, size int) error) {
 		p := make([]byte, 128<<10)
 		for off := 0; off < len(want); off += len(p) {
 			r.timed(t, name, int64(off), func() error {
-				n, err := unix.Pread(int(f.Fd()), p, int64(off))
+				n, err := readAt(f, p, int64(off))
 				if err == nil {
 					err = same(p[:n], want[off:min(off+len(p), len(want))])
 				}

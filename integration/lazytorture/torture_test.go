@@ -62,7 +62,7 @@ func TestKills(t *testing.T) {
 			t.Parallel()
 			torture(t, filesystem, layers, options{
 				kills: times(150, 3400), passes: 3,
-				habits: habits{oneIsLong: times(20, 60), long: 2 * time.Second, idle: 300 * time.Millisecond},
+				habits: habits{oneIsLong: times(40, 60), long: 2 * time.Second, idle: 300 * time.Millisecond},
 			})
 		})
 	}
@@ -73,7 +73,7 @@ func TestKillsAndFaults(t *testing.T) {
 	t.Parallel()
 	layers := newLayers(t)
 	torture(t, "ext4", layers, options{
-		kills: times(40, 1000), passes: times(1, 3),
+		kills: times(20, 1000), passes: times(1, 3),
 		habits:   habits{oneIsLong: 4, long: 2 * time.Second, idle: 3 * time.Second},
 		registry: newRegistry(t, layers), deadline: time.Second,
 	})

@@ -81,7 +81,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 // send returns when the kernel has taken the message, with duplicates of its descriptors, for the other side.
 func (c *conn) send(m message, deadline time.Time) error {
 	if err := c.file.SetWriteDeadline(deadline); err != nil {
-		return err
+		return c.orClosed(err)
 	}
 	packet := m.append(make([]byte, 0, headerBytes+len(m.name)+len(m.body)))
 	var rights []byte
@@ -97,11 +97,16 @@ func (c *conn) send(m message, deadline time.Time) error {
 			}
 		}
 	})
-	switch {
-	case c.closed.Load():
+	if err == nil && sent != nil {
+		err = os.NewSyscallError("sendmsg", sent)
+	}
+	return c.orClosed(err)
+}
+
+// orClosed returns os.ErrClosed instead of an error that came because c was closed, for which there are several.
+func (c *conn) orClosed(err error) error {
+	if err != nil && c.closed.Load() {
 		return os.ErrClosed
-	case err == nil && sent != nil:
-		return os.NewSyscallError("sendmsg", sent)
 	}
 	return err
 }
@@ -122,7 +127,7 @@ func soon(ctx context.Context) time.Time {
 // the other side has hung up. With errCut the message is there, without descriptors.
 func (c *conn) receive(deadline time.Time) (message, error) {
 	if err := c.file.SetReadDeadline(deadline); err != nil {
-		return message{}, err
+		return message{}, c.orClosed(err)
 	}
 	return c.receiveNext()
 }
@@ -175,7 +180,7 @@ func (c *conn) receiveNext() (message, error) {
 func (c *conn) expectNow(ctx context.Context, kinds ...kind) (message, error) {
 	deadline, _ := ctx.Deadline() // or never
 	if err := c.file.SetReadDeadline(deadline); err != nil {
-		return message{}, err
+		return message{}, c.orClosed(err)
 	}
 	if ctx.Err() != nil { // looked at after the deadline was set: an interrupt before that was undone
 		return message{}, context.Cause(ctx)

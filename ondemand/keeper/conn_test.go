@@ -115,6 +115,9 @@ func TestReceiveEnds(t *testing.T) {
 	if err := <-got; err != os.ErrClosed {
 		t.Errorf("after close: %v", err)
 	}
+	if err := a.send(message{kind: end}, later()); err != os.ErrClosed {
+		t.Errorf("sent after close: %v", err)
+	}
 }
 
 func TestSendIsBounded(t *testing.T) {
