@@ -97,15 +97,26 @@ func (w *world) hears(way string, in *instance, words []string) (done bool) {
 			w.t.Error(err)
 		}
 		if r.failed && w.o.registry == nil {
-			w.t.Errorf("%s: I/O error", r.what)
+			w.wrong(r.what + ": I/O error")
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.slow[in.seed] = append(w.slow[in.seed], r)
 	default:
-		w.t.Errorf("reader %s of layer %d: %s", way, in.seed, strings.Join(words, " "))
+		w.wrong(fmt.Sprintf("reader %s of layer %d: %s", way, in.seed, strings.Join(words, " ")))
 	}
 	return false
+}
+
+// wrongReads is how many reads that went wrong are told of.
+const wrongReads = 20
+
+func (w *world) wrong(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.wrongs++; w.wrongs <= wrongReads {
+		w.t.Error(what)
+	}
 }
 
 // stacks are those of the threads of a process and of its children, in the kernel.

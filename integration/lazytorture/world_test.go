@@ -55,6 +55,7 @@ type world struct {
 	orphans  int                   // that were served
 	slow     map[uint64][]slowRead // by layers, of this round
 	expired  int                   // reads that failed after the deadline
+	wrongs   int                   // reads that went wrong
 }
 
 func newWorld(t *testing.T, filesystem string, layers []layer, options options) *world {
