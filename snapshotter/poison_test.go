@@ -126,8 +126,10 @@ func TestNotPoisoned(t *testing.T) {
 			unmountBelow(t, w.root)
 		},
 		"complete": func(_ *lazyWorld, s *Snapshotter, top string, id layerstore.ID) {
-			must(t, s.layers.SetComplete(id))
-			_, err := s.Prepare(t.Context(), "box", top)
+			inst, err := s.layers.Get(id)
+			must(t, err)
+			must(t, s.layers.SetComplete(inst))
+			_, err = s.Prepare(t.Context(), "box", top)
 			must(t, err)
 		},
 	} {
@@ -263,7 +265,7 @@ func TestCompleteWhileItIsMounted(t *testing.T) {
 	w.fillFile(s, inst, lazyFile("one"))
 	w.fillFile(s, inst, lazyFile("two"))
 	w.demand.mount = func(string) (func(string) error, error) {
-		must(t, s.layers.SetComplete(inst.ID))
+		must(t, s.layers.SetComplete(inst))
 		return nil, errors.New("not open")
 	}
 	mounts, err := s.Prepare(t.Context(), "box", top)

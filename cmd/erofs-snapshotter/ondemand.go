@@ -68,7 +68,7 @@ type instances interface {
 	List() []layerstore.Instance
 	Get(id layerstore.ID) (layerstore.Instance, error)
 	Dir(id layerstore.ID) string
-	SetComplete(id layerstore.ID) error
+	SetComplete(inst layerstore.Instance) error
 	SetVerified(id layerstore.ID, diffID digest.Digest, diffBytes int64) error
 	Lose(id layerstore.ID)
 	// Mismatched says that a layer is not what its image says.
@@ -285,7 +285,7 @@ func (d *demand) describe(inst layerstore.Instance, dir string) (watch.Layer, er
 		Source: layerSource{demand: d, inst: inst},
 		Complete: func() error {
 			<-d.ready
-			return d.instances.SetComplete(inst.ID)
+			return d.instances.SetComplete(inst)
 		},
 	}
 	if d.check && d.loader != nil && inst.Lazy.Verified.IsZero() && inst.Lazy.Mismatch == "" {

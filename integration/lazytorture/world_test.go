@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
@@ -122,7 +123,11 @@ func (w *world) heard(what string, words []string) {
 	switch what {
 	case "complete":
 		id := layerstore.ID(words[0])
-		if err := w.store.SetComplete(id); err != nil {
+		inst, err := w.store.Get(id)
+		if err == nil {
+			err = w.store.SetComplete(inst)
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
 			w.t.Error(err)
 		}
 		w.mu.Lock()

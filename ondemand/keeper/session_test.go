@@ -148,7 +148,7 @@ func FuzzSession(f *testing.F) {
 	must(f, first.Close())
 	f.Fuzz(func(t *testing.T, hello, request []byte) {
 		if m, err := parse(request); err == nil && (m.kind == taken || m.kind == drop && m.name == "held") {
-			t.Skip("does what it says")
+			return // it does what it says
 		}
 		c, err := connect(timeout(t), at)
 		must(t, err)

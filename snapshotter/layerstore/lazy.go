@@ -195,16 +195,19 @@ func (s *Store) AddImage(id ID, image string) error {
 }
 
 // SetComplete notes that no data of a lazy instance are missing any more, and that they are on stable storage. An instance that has left the
-// store is no error.
-func (s *Store) SetComplete(id ID) error {
-	return s.changeLazy(id, func(inst *Instance) bool {
+// store is no error, also if one with the same id was made since.
+func (s *Store) SetComplete(done Instance) error {
+	return s.changeLazy(done.ID, func(inst *Instance) bool {
+		if !inst.Created.Equal(done.Created) {
+			return false
+		}
 		changed := inst.Lazy.Partial
 		inst.Lazy.Partial = false
 		return changed
 	})
 }
 
-// SetVerified notes that the whole layer of a lazy instance was read and checked.
+// SetVerified notes that the whole layer of a lazy instance was read and checked. That is true of another one with the same id, too.
 func (s *Store) SetVerified(id ID, diffID digest.Digest, diffBytes int64) error {
 	return s.changeLazy(id, func(inst *Instance) bool {
 		inst.DiffID, inst.DiffBytes = diffID, diffBytes

@@ -156,7 +156,7 @@ func TestLazyUsage(t *testing.T) {
 		t.Errorf("charged %+v, want %+v; final are %d bytes, of them %d of metadata", before, want, inst.Lazy.FinalBytes, inst.MetaBytes)
 	}
 	fillExtents(t, s.Dir(inst.ID), inst.ID, l, nil)
-	must(t, s.SetComplete(inst.ID))
+	must(t, s.SetComplete(inst))
 	after, err := s.Usage(t.Context(), inst.ID)
 	must(t, err)
 	real, err := DirUsage(t.Context(), s.Dir(inst.ID))
@@ -368,7 +368,7 @@ func TestDiscardLazy(t *testing.T) {
 		t.Errorf("the new instance: %+v", p)
 	}
 	must(t, b.Close())
-	must(t, s.SetComplete(again.ID))
+	must(t, s.SetComplete(again))
 	must(t, s.Discard(again.ID))
 	if want := string(inst.ID) + " false removing"; len(*left) != 2 || (*left)[1] != want {
 		t.Errorf("told of %q, want %q as well", *left, want)
@@ -405,13 +405,14 @@ func TestLazyChanges(t *testing.T) {
 	root := t.TempDir()
 	s := open(t, root)
 	l := lazyLayer(t)
-	id := lazily(t, s, l).ID
+	made := lazily(t, s, l)
+	id := made.ID
 	for i := range maxImages + 3 {
 		must(t, s.AddImage(id, fmt.Sprintf("h%d.example/app:1", i)))
 	}
 	must(t, s.AddImage(id, ""))
 	must(t, s.SetMismatch(id, errTest))
-	must(t, s.SetComplete(id))
+	must(t, s.SetComplete(made))
 	check := func(mismatch string) {
 		t.Helper()
 		now, err := s.Get(id)
@@ -451,14 +452,32 @@ func TestLazyChangesOfOthers(t *testing.T) {
 	l := lazyLayer(t)
 	gone := lazily(t, s, l)
 	must(t, s.Discard(gone.ID))
-	for _, id := range []ID{inst.ID, gone.ID} {
-		must(t, errors.Join(s.AddImage(id, "x"), s.SetComplete(id), s.SetVerified(id, l.DiffID, 1), s.SetMismatch(id, errTest)))
+	for _, one := range []Instance{inst, gone} {
+		id := one.ID
+		must(t, errors.Join(s.AddImage(id, "x"), s.SetComplete(one), s.SetVerified(id, l.DiffID, 1), s.SetMismatch(id, errTest)))
 	}
 	if now, err := s.Get(inst.ID); err != nil || !reflect.DeepEqual(now, inst) {
 		t.Errorf("%+v, %v", now, err)
 	}
 	if len(s.List()) != 1 {
 		t.Errorf("%+v", s.List())
+	}
+}
+
+// TestCompleteIsAnother: an instance that was made again is not complete because the one before it was.
+func TestCompleteIsAnother(t *testing.T) {
+	s := open(t, t.TempDir())
+	l := lazyLayer(t)
+	old := lazily(t, s, l)
+	must(t, s.Discard(old.ID))
+	again := lazily(t, s, l)
+	must(t, s.SetComplete(old))
+	if now, err := s.Get(again.ID); err != nil || !now.Partial() {
+		t.Errorf("%+v, %v", now, err)
+	}
+	must(t, s.SetComplete(again))
+	if now, err := s.Get(again.ID); err != nil || now.Partial() {
+		t.Errorf("%+v, %v", now, err)
 	}
 }
 
@@ -470,7 +489,7 @@ func TestChangeCutShort(t *testing.T) {
 	must(t, s.Close())
 	must(t, os.WriteFile(filepath.Join(s.Dir(inst.ID), nextRecordName), []byte(`{"version": 1, "id`), 0o600))
 	s = open(t, root)
-	if err := s.SetComplete(inst.ID); err != nil {
+	if err := s.SetComplete(inst); err != nil {
 		t.Fatal(err)
 	}
 	if now, err := open(t, root).Get(inst.ID); err != nil || now.Partial() {
@@ -495,7 +514,7 @@ func TestChangeOfWhatIsReplaced(t *testing.T) {
 		}
 	}
 	defer func() { step.Hook = nil }()
-	must(t, s.SetComplete(old.ID))
+	must(t, s.SetComplete(old))
 	if !replaced {
 		t.Fatal("the step was not reached")
 	}
@@ -511,12 +530,13 @@ func TestChangeOfWhatIsReplaced(t *testing.T) {
 func TestChangeCrash(t *testing.T) {
 	s := open(t, t.TempDir())
 	l := lazyLayer(t)
-	id := lazily(t, s, l).ID
-	steps := crashes(t, s, func() { must(t, s.SetComplete(id)) }, func(at string, crashed *Store) {
+	made := lazily(t, s, l)
+	id := made.ID
+	steps := crashes(t, s, func() { must(t, s.SetComplete(made)) }, func(at string, crashed *Store) {
 		if inst, err := crashed.Get(id); err != nil || !inst.Partial() {
 			t.Errorf("crash at %s: %+v, %v", at, inst, err)
 		}
-		must(t, crashed.SetComplete(id))
+		must(t, crashed.SetComplete(made))
 		if left := names(t, crashed.Dir(id)); slices.Contains(left, nextRecordName) {
 			t.Errorf("crash at %s: left %q", at, left)
 		}
