@@ -156,7 +156,8 @@ func clearIfAbandoned(lockPath string) error {
 		return nil // in use
 	}
 	dir := filepath.Dir(lockPath)
-	endProcesses(dir, "containerd", "containerd-shim-runc-v2", "registry", daemonName, stargzProgram)
-	endProcesses(dir, keeperName) // after the daemon, which would start another
+	// Who starts others goes first: containerd starts a shim to delete what a shim has left that has ended, the daemon another keeper.
+	endProcesses(dir, "containerd", daemonName)
+	endProcesses(dir, "containerd-shim-runc-v2", "registry", keeperName, stargzProgram)
 	return removeTraces(dir)
 }
