@@ -11,7 +11,7 @@ import (
 )
 
 // LazyLayoutVersion is LayoutVersion for instances that are made from an index.
-const LazyLayoutVersion = 1
+const LazyLayoutVersion = 2
 
 // Lazy is what FromIndex found out.
 type Lazy struct {

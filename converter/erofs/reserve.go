@@ -14,6 +14,10 @@ func (w *Writer) Reserve(a Attr, size int64) (n *Inode, at int64, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	if size > BlockBytes {
+		n, err = w.addChunks(a, xattrs, wholeChunk(size, first))
+		return n, first * BlockBytes, err
+	}
 	d := diskInode{attr: &a, layout: layoutPlain, size: uint64(size)}
 	if size > 0 {
 		d.u = deviceAddress + uint32(first)
