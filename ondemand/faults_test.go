@@ -44,11 +44,11 @@ func TestNeighboursAreJoined(t *testing.T) {
 	m := add(t, run(t, Options{}), LayerOptions{}, 300, repeat(4000, 100)...)
 	must(t, m.fillExtent(t, 10))
 	calls := m.source.seen()
-	if len(calls) != 1 || calls[0].n < leastBytes/2 || calls[0].n > leastBytes {
+	if len(calls) != 1 || calls[0].n < leastBytes || calls[0].n > beforeBytes+leastBytes {
 		t.Errorf("requests %+v", calls)
 	}
 	eventually(t, "all of the request is there", func() bool { return m.Stats().Pending == 0 })
-	if n := m.check(t); n < 10 || n > 20 {
+	if n := m.check(t); n < 20 || n > 31 {
 		t.Errorf("%d extents are present", n)
 	}
 }

@@ -60,7 +60,7 @@ func TestSingleFlight(t *testing.T) {
 	})
 }
 
-// TestJoin: what is near comes with what is needed, up to 64 KiB; what is far does not.
+// TestJoin: what is near comes with what is needed, up to 96 KiB, and 32 KiB from before it; what is far does not.
 func TestJoin(t *testing.T) {
 	for name, test := range map[string]struct {
 		gap     int64
@@ -69,12 +69,14 @@ func TestJoin(t *testing.T) {
 		fault   [2]int
 		want    []asked
 	}{
-		"small ones":        {gap: 100, lengths: repeat(10000, 20), fault: [2]int{5, 6}, want: []asked{{off: 5*10100 + 100, n: 6*10100 - 100}}},
-		"at the end":        {gap: 100, lengths: repeat(10000, 20), fault: [2]int{18, 19}, want: []asked{{off: 18*10100 + 100, n: 20000 + 100}}},
+		"small ones":        {gap: 100, lengths: repeat(10000, 20), fault: [2]int{5, 6}, want: []asked{{off: 2*10100 + 100, n: 12*10100 - 100}}},
+		"at the end":        {gap: 100, lengths: repeat(10000, 20), fault: [2]int{18, 19}, want: []asked{{off: 15*10100 + 100, n: 5*10100 - 100}}},
 		"a large one":       {lengths: []int{100_000, 5000}, fault: [2]int{0, 1}, want: []asked{{n: 100_000}}},
 		"a large neighbour": {lengths: []int{5000, 100_000}, fault: [2]int{0, 1}, want: []asked{{n: 5000}}},
+		"at the beginning":  {lengths: repeat(10000, 20), fault: [2]int{1, 2}, want: []asked{{n: 100_000}}},
+		"large ones before": {lengths: []int{20_000, 20_000, 5000}, fault: [2]int{2, 3}, want: []asked{{off: 20_000, n: 25_000}}},
 		"far apart":         {gap: gapBytes + 1, lengths: repeat(5000, 3), fault: [2]int{0, 1}, want: []asked{{off: gapBytes + 1, n: 5000}}},
-		"just near enough":  {gap: 20 << 10, lengths: repeat(5000, 9), fault: [2]int{0, 1}, want: []asked{{off: 20 << 10, n: 5000*3 + 2*20<<10}}},
+		"just near enough":  {gap: 20 << 10, lengths: repeat(5000, 9), fault: [2]int{0, 1}, want: []asked{{off: 20 << 10, n: 5000*4 + 3*20<<10}}},
 		"needed":            {lengths: repeat(10000, 20), fault: [2]int{0, 12}, want: []asked{{n: 120_000}}},
 		"needed, far apart": {gap: gapBytes + 1, lengths: repeat(5000, 3), fault: [2]int{0, 2},
 			want: []asked{{off: gapBytes + 1, n: 5000}, {off: 2*(gapBytes+1) + 5000, n: 5000}}},
@@ -130,14 +132,14 @@ func TestTogether(t *testing.T) {
 	e := run(t, Options{NewDecoder: func() Decoder {
 		return &hooked{open: func() { mu.Lock(); opened++; mu.Unlock() }}
 	}})
-	m := together(t, e, 10)
-	must(t, m.fillExtent(t, 5))
-	if want := []asked{{off: 9000, n: 63000}}; !slices.Equal(m.source.seen(), want) {
+	m := together(t, e, 20)
+	must(t, m.fillExtent(t, 31))
+	if want := []asked{{off: 63_000, n: 117_000}}; !slices.Equal(m.source.seen(), want) {
 		t.Errorf("asked for %v, want %v", m.source.seen(), want)
 	}
-	eventually(t, "all of it is there", func() bool { return m.blob.Progress().PresentExtents == 21 })
-	if mu.Lock(); opened != 7 {
-		t.Errorf("opened %d ranges, want 7", opened)
+	eventually(t, "all of it is there", func() bool { return m.blob.Progress().PresentExtents == 39 })
+	if mu.Lock(); opened != 13 {
+		t.Errorf("opened %d ranges, want 13", opened)
 	}
 	mu.Unlock()
 	for i := range m.extents {
@@ -152,6 +154,32 @@ func TestTogether(t *testing.T) {
 			t.Errorf("extent %d has other bytes", i)
 		}
 	}
+}
+
+// TestNeededFirst: a fault does not wait until what comes from before it is decoded.
+func TestNeededFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m made
+		opened := 0
+		e := run(t, Options{NewDecoder: func() Decoder {
+			return &hooked{open: func() {
+				if opened++; opened == 2 {
+					time.Sleep(time.Second)
+				}
+			}}
+		}})
+		m = add(t, e, LayerOptions{}, 0, repeat(8000, 20)...)
+		began := time.Now()
+		must(t, m.fillExtent(t, 4))
+		if took := time.Since(began); took > 0 {
+			t.Errorf("waited %v for others", took)
+		}
+		time.Sleep(2 * time.Second)
+		if !m.blob.Present(0) || !m.blob.Present(5) {
+			t.Error("its neighbours did not come")
+		}
+		m.check(t)
+	})
 }
 
 // hooked is a plain decoder that calls functions.

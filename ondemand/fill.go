@@ -28,12 +28,16 @@ type hardness struct {
 	since time.Time // when the burst began
 	burst int64     // bytes since then
 	hard  bool
+	began time.Time // when it became hard
 }
 
 const (
-	// hardHurry is by how much sooner the rest of a layer is fetched that is read hard. Not at once: what is fetched beside a program that
-	// starts makes it start later.
+	// hardHurry is by how much sooner the rest of a layer is fetched that is read hard, but not before it has been so for startTime: what is
+	// fetched beside a program that starts makes it start later.
 	hardHurry = 5
+	startTime = 10 * time.Second
+	// yieldMost is how long a layer that is quiet waits for faults of others to cease before its fill begins.
+	yieldMost = time.Minute
 	// hardPercent of a layer is so much that a stream of all of it costs little more than the faults for the rest.
 	hardPercent = 30
 	// hardBytes within hardTime is a program that reads all of its data, and not one that starts.
@@ -52,7 +56,7 @@ func (h *hardness) note(bytes, total int64) bool {
 	if h.hard || h.bytes*100 < total*hardPercent && h.burst < hardBytes {
 		return false
 	}
-	h.hard = true
+	h.hard, h.began = true, now
 	return true
 }
 
@@ -140,11 +144,21 @@ func (l *Layer) fillState() fillState {
 	quiet := l.engine.options.Quiet
 	if s.hard {
 		quiet /= hardHurry
+		s.due = later(s.due, l.hardness.began.Add(startTime))
 	}
-	if at := l.quietSince.Add(quiet); at.After(s.due) {
-		s.due = at
+	all := l.engine.readers.quietSince().Add(quiet)
+	if most := l.quietSince.Add(yieldMost); all.After(most) {
+		all = most
 	}
+	s.due = later(s.due, later(l.quietSince.Add(quiet), all))
 	return s
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // startFill starts a fill that is due.

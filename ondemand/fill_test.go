@@ -136,7 +136,25 @@ func TestFillPauses(t *testing.T) {
 	})
 }
 
-// TestFillOfHardRead: a layer that is read hard is filled sooner, beside another one, and without a bound.
+// TestFillYields: a layer that is quiet waits for the faults of others to cease, as a program reads from several, but not for ever.
+func TestFillYields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := run(t, Options{})
+		f := &filler{pieces: 1}
+		add(t, e, LayerOptions{Complete: f.complete}, 0, 5000)
+		began := time.Now()
+		other := add(t, e, LayerOptions{}, 0, repeat(200_000, 100)...)
+		for i := range 90 {
+			must(t, other.fillExtent(t, i))
+			time.Sleep(time.Second)
+		}
+		if runs, _ := f.seen(); len(runs) != 1 || runs[0].Sub(began) < yieldMost || runs[0].Sub(began) > yieldMost+defaultQuiet {
+			t.Errorf("ran at %v, want after %v", runs, yieldMost)
+		}
+	})
+}
+
+// TestFillOfHardRead: a layer that is read hard is filled sooner, beside another one, and without a bound, but not beside a program that starts.
 func TestFillOfHardRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := run(t, Options{BackgroundRate: pieceBytes})
@@ -155,8 +173,14 @@ func TestFillOfHardRead(t *testing.T) {
 		}
 		must(t, m.fillExtent(t, 1))
 		began := time.Now()
-		time.Sleep(2 * defaultQuiet / hardHurry)
-		if runs, took := f.seen(); len(runs) != 1 || len(took) != 1000 || took[999].Sub(began) > 2*time.Second {
+		time.Sleep(startTime / 2)
+		must(t, m.fillExtent(t, 4))
+		time.Sleep(startTime/2 - time.Nanosecond)
+		if runs, _ := f.seen(); len(runs) > 0 {
+			t.Error("began beside a program that starts")
+		}
+		time.Sleep(time.Second)
+		if runs, took := f.seen(); len(runs) != 1 || len(took) != 1000 || took[999].Sub(began) > startTime+time.Second {
 			t.Errorf("began at %v, took %d pieces", runs, len(took))
 		}
 		if !m.Stats().ReadHard {

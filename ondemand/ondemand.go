@@ -13,9 +13,10 @@
 //
 // # Requests
 //
-// Absent extents that are close to each other in the layer's blob are fetched with one request: 64 KiB at least, also when a fault
-// needs less. Reads that follow each other are a stream, for which up to two windows of 4 MiB are fetched ahead of the reader, in
-// requests of up to 1 MiB. Extents are written as soon as their request has come, in order, and a fault waits for no others than its own.
+// Absent extents that are close to each other in the layer's blob are fetched with one request: 96 KiB from where a fault begins and 32 KiB
+// from before that, also when it needs less. Who reads half a megabyte on end is a stream, for which up to two windows of 4 MiB are fetched
+// ahead, in requests of up to 1 MiB. Extents are written as soon as their request has come, those of the fault first, and it waits for
+// no others.
 //
 // There are three classes of requests. In everything that is scarce the first goes first, and the others leave some of it to it:
 //
@@ -33,8 +34,8 @@
 // # Background fill
 //
 // A layer may bring a function that streams all of it and checks the whole (LayerOptions.Complete). The engine decides when it runs: one
-// layer at a time, after no fault had to fetch for a while, at a bounded rate; sooner and without a bound when the layer is read hard.
-// It pauses while readers wait, for any layer.
+// layer at a time, after no fault had to fetch for a while, of any layer if that is not too long in coming, at a bounded rate; without a
+// bound, and sooner, when the layer is read hard. It pauses while readers wait, for any layer.
 //
 // # Errors
 //

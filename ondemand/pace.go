@@ -99,6 +99,16 @@ func (r *readers) leave() {
 	}
 }
 
+// quietSince is since when nobody has waited: now, if somebody does.
+func (r *readers) quietSince() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n > 0 {
+		return time.Now()
+	}
+	return r.left
+}
+
 // yield waits while there are readers, but not for those that have waited for pauseMost, nor for longer than that.
 func (r *readers) yield(ctx context.Context) error {
 	give := time.Now().Add(pauseMost)

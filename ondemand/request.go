@@ -187,8 +187,8 @@ type corrupt struct {
 	err error
 }
 
-// decode writes the extents of a request one after the other, and returns those whose bytes are wrong. After an error, which is not about
-// the bytes, the rest is missed.
+// decode writes the extents of a request one after the other, and returns those whose bytes are wrong, in the order of the table. After an
+// error, which is not about the bytes, the rest is missed.
 func (l *Layer) decode(ctx context.Context, r *request, buf []byte) (bad []corrupt, err error) {
 	processor, err := l.engine.processors.enter(ctx, 1, &r.class, nil)
 	if err != nil {
@@ -196,12 +196,16 @@ func (l *Layer) decode(ctx context.Context, r *request, buf []byte) (bad []corru
 		return nil, err
 	}
 	defer l.engine.processors.leave(processor, nil)
+	order := r.extents
+	if r.first > 0 {
+		order = slices.Concat(r.extents[r.first:], r.extents[:r.first])
+	}
 	t := l.engine.tools.Get().(*tool)
 	defer l.engine.tools.Put(t)
 	defer t.shrink()
 	var opened *numbered // one whose range the decoder has
-	for n := range r.extents {
-		x := &r.extents[n]
+	for n := range order {
+		x := &order[n]
 		if opened == nil || !x.sameRange(*opened) {
 			opened = nil
 			at := x.BlobOffset - r.from
@@ -218,12 +222,13 @@ func (l *Layer) decode(ctx context.Context, r *request, buf []byte) (bad []corru
 			err, opened = nil, nil
 			continue
 		}
-		if err := l.write(ctx, r, x, dst); err != nil {
-			l.missed(r.extents[n:], err)
-			return bad, err
+		if err = l.write(ctx, r, x, dst); err != nil {
+			l.missed(order[n:], err)
+			break
 		}
 	}
-	return bad, nil
+	slices.SortFunc(bad, func(a, b corrupt) int { return a.i - b.i })
+	return bad, err
 }
 
 // write puts the bytes of an extent, which are right, into the blob.

@@ -12,8 +12,11 @@ const (
 	// streamSlack is by how much a read may be off the place where its stream goes on: the kernel reads ahead in pieces of 128 KiB,
 	// not always in order, and between two files that are read one after the other there may be a small one that is not.
 	streamSlack = 128 << 10
-	// firstWindow is what is fetched ahead after the first read that follows another.
-	firstWindow = 2 * leastBytes
+	// streamBegins is how much of the data somebody reads before anything is fetched ahead of him. A program that starts reads a few files
+	// that lie beside each other, and rarely as much.
+	streamBegins = 512 << 10
+	// firstWindow is what is fetched ahead then.
+	firstWindow = 128 << 10
 	// mostWindow is 30 ms at 1 Gbit/s. Up to two windows are on their way.
 	mostWindow = 4 << 20
 )
@@ -21,8 +24,8 @@ const (
 // never is a place in a data blob that is not reached.
 const never = math.MaxInt64
 
-// stream is a reader that goes through the data blob. Its first read fetches what it needs only. The next one that finds something absent
-// where the first has ended makes it a stream: a window of compressed bytes is granted to be fetched ahead. When the reader comes to the
+// stream is a reader that goes through the data blob. Its first reads fetch what they need only. The one that finds something absent
+// after streamBegins makes it a stream: a window of compressed bytes is granted to be fetched ahead. When the reader comes to the
 // beginning of the window that was granted last, the next one is granted, of double size. A program that reads a little here and there looks
 // like a reader that goes on, until it is counted what it has read: half of what lies behind it, or nothing is fetched ahead.
 //
@@ -91,7 +94,8 @@ func (all *streams) miss(from, to int64, end int, limit int64) {
 		if passed {
 			s.limit.Store(limit)
 		}
-		if passed || to > s.mark.Load() {
+		begins := s.window == 0 && to-s.base.Load() < streamBegins
+		if !begins && (passed || to > s.mark.Load()) {
 			s.grant(s.dense(to))
 		}
 	}
