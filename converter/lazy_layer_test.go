@@ -132,7 +132,7 @@ func (l lazyLayer) lazily(t testing.TB) (files, converter.Lazy) {
 	var opened index.Range
 	for i, x := range made.Extents {
 		if x.Blob != opened {
-			must(t, d.Open(idx.Codec, x.Blob, l.blob[x.Blob.Start:x.Blob.End]))
+			must(t, d.Open(idx.Codec, x.Blob, l.blob[x.Blob.Start:x.Blob.End], nil))
 			opened = x.Blob
 		}
 		b := make([]byte, x.Length)

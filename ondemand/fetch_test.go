@@ -186,14 +186,20 @@ func TestNeededFirst(t *testing.T) {
 type hooked struct {
 	plain
 	open   func()
+	early  func() error // an error before all bytes have come
 	decode func(blob.Extent)
 }
 
-func (h *hooked) Open(kind uint8, off int64, compressed []byte) error {
+func (h *hooked) Open(kind uint8, off int64, compressed []byte, more func(int) int) error {
 	if h.open != nil {
 		h.open()
 	}
-	return h.plain.Open(kind, off, compressed)
+	if h.early != nil {
+		if err := h.early(); err != nil {
+			return err
+		}
+	}
+	return h.plain.Open(kind, off, compressed, more)
 }
 
 func (h *hooked) Decode(x blob.Extent, dst []byte) error {

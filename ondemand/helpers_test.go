@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -32,7 +33,14 @@ type plain struct {
 
 func newPlain() Decoder { return &plain{} }
 
-func (p *plain) Open(_ uint8, off int64, compressed []byte) error {
+func (p *plain) Open(_ uint8, off int64, compressed []byte, more func(int) int) error {
+	for have := 0; more != nil && have < len(compressed); {
+		n := more(have)
+		if n <= have {
+			return io.ErrUnexpectedEOF
+		}
+		have = n
+	}
 	p.off, p.bytes = off, compressed
 	return nil
 }
@@ -70,7 +78,7 @@ type source struct {
 
 var errDone = errors.New("filled")
 
-func (s *source) ReadAt(ctx context.Context, p []byte, off int64, attempt int) error {
+func (s *source) ReadAt(ctx context.Context, p []byte, off int64, attempt int, came func(int)) error {
 	a := asked{off, len(p), attempt}
 	s.mu.Lock()
 	s.calls = append(s.calls, a)
@@ -87,6 +95,8 @@ func (s *source) ReadAt(ctx context.Context, p []byte, off int64, attempt int) e
 		return fmt.Errorf("%+v of %d bytes", a, len(s.bytes))
 	}
 	copy(p, s.bytes[off:])
+	came(len(p) / 2)
+	came(len(p))
 	return nil
 }
 

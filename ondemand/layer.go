@@ -80,6 +80,8 @@ func (l *Layer) Fill(ctx context.Context, off, n int64) error {
 	}
 	defer l.unwant(d)
 	switch err := l.await(ctx, d); {
+	case err == nil && l.blob.NextAbsent(first, end) != end: // whoever reads would get zeros: not even because of a mistake of ours
+		return l.failedFault(off, n, errAbsent)
 	case err == nil:
 		return nil
 	case errors.Is(err, ErrClosed), ctx.Err() != nil:
@@ -88,6 +90,9 @@ func (l *Layer) Fill(ctx context.Context, off, n int64) error {
 		return l.failedFault(off, n, err)
 	}
 }
+
+// errAbsent says that a fault was told that its data are present, which they are not.
+var errAbsent = errors.New("data are absent though nothing failed")
 
 // await waits until a fault can be answered.
 func (l *Layer) await(ctx context.Context, d *demand) error {

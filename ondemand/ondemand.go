@@ -80,14 +80,16 @@ const (
 // Source reads ranges of the compressed blob of one layer. Safe for concurrent use.
 type Source interface {
 	// ReadAt fills p with the bytes from off on, or returns an error. attempt counts from 0; a later one says that what came with those
-	// before was corrupt, so that another host may be of more use. It ends by itself when nothing comes any more, and at once with ctx.
-	ReadAt(ctx context.Context, p []byte, off int64, attempt int) error
+	// before was corrupt, so that another host may be of more use. It may call came with how many bytes of p are there, which do not
+	// change any more, to have them used before the others come. It ends by itself when nothing comes any more, and at once with ctx.
+	ReadAt(ctx context.Context, p []byte, off int64, attempt int, came func(n int)) error
 }
 
 // Decoder makes the bytes of extents of ranges of a blob. It is used by one goroutine at a time, and for all layers.
 type Decoder interface {
-	// Open takes the bytes of the range at off, which it may use until the next call.
-	Open(kind uint8, off int64, compressed []byte) error
+	// Open takes the bytes of the range at off, which it may use until the next call. more is nil, or not all of them are there: then it
+	// waits for more than the first have, and returns how many are, which is no more than have if the rest does not come.
+	Open(kind uint8, off int64, compressed []byte, more func(have int) int) error
 	// Decode fills dst, of x.Length bytes, with an extent of the range and compares the digest. An error means that the bytes are
 	// corrupt. Extents of a range come in the order of the table.
 	Decode(x blob.Extent, dst []byte) error

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -86,32 +87,43 @@ func (l *Layer) next(ctx context.Context, c class) {
 // fetch does a request that has a slot. All its extents have arrived or are missed when it returns. A request of an origin that has
 // nothing in memory does not wait for memory, so that origins from which nothing comes cannot stop the others.
 func (l *Layer) fetch(ctx context.Context, r *request) {
-	memory, err := l.engine.memory.enter(ctx, r.bytes(), &r.class, &l.origin.loaded)
+	memory, err := l.engine.memory.enter(ctx, r.memory(), &r.class, &l.origin.loaded)
 	if err != nil {
 		l.freeSlot()
 		l.missed(r.extents, err)
 		return
 	}
-	buf := l.engine.buffers.get(int(r.bytes()))
-	err = l.read(ctx, r, buf)
-	l.freeSlot()
+	a := newArrival(l.engine.buffers.get(int(r.bytes())))
 	var bad []corrupt
-	if err == nil {
-		bad, err = l.decode(ctx, r, buf)
-	} else {
-		l.missed(r.extents, err)
+	var decodeErr error
+	var decoding sync.WaitGroup
+	decode := func() { bad, decodeErr = l.decode(ctx, r, a) }
+	if r.decodedAsItComes() {
+		decoding.Go(decode)
 	}
-	l.noteOutcome(ctx, err)
-	l.engine.buffers.put(buf)
+	err = l.read(ctx, r, a)
+	if err != nil {
+		l.noteOutcome(ctx, err) // before anything else is planned
+	}
+	a.end(err)
+	l.freeSlot()
+	if decoding.Wait(); !r.decodedAsItComes() {
+		decode()
+	}
+	if err == nil {
+		l.noteOutcome(ctx, decodeErr)
+	}
+	l.engine.buffers.put(a.buf)
 	l.engine.memory.leave(memory, &l.origin.loaded)
 	l.repair(ctx, r, bad)
 }
 
-func (l *Layer) read(ctx context.Context, r *request, buf []byte) error {
+// read fills the buffer of a request.
+func (l *Layer) read(ctx context.Context, r *request, a *arrival) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if len(buf) == 0 {
+	if len(a.buf) == 0 {
 		return nil
 	}
 	l.counts.requests.Add(1)
@@ -120,7 +132,7 @@ func (l *Layer) read(ctx context.Context, r *request, buf []byte) error {
 		l.engine.readers.come()
 		defer l.engine.readers.leave()
 	}
-	if err := l.o.Source.ReadAt(ctx, buf, r.from, r.attempt); err != nil {
+	if err := l.o.Source.ReadAt(ctx, a.buf, r.from, r.attempt, a.came); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -157,94 +169,6 @@ func (l *Layer) noteOutcome(ctx context.Context, err error) {
 	for i := range l.streams {
 		l.streams[i].stop()
 	}
-}
-
-// tool is a decoder and a buffer for what it makes.
-type tool struct {
-	decoder Decoder
-	buf     []byte
-}
-
-func (t *tool) buffer(n int) []byte {
-	if cap(t.buf) < n {
-		t.buf = make([]byte, n)
-	}
-	return t.buf[:n]
-}
-
-// toolKeeps is the largest buffer that stays with a tool: the chunks of most tools have 4 MiB.
-const toolKeeps = 4 << 20
-
-func (t *tool) shrink() {
-	if cap(t.buf) > toolKeeps {
-		t.buf = nil
-	}
-}
-
-// corrupt is an extent whose bytes were wrong.
-type corrupt struct {
-	numbered
-	err error
-}
-
-// decode writes the extents of a request one after the other, and returns those whose bytes are wrong, in the order of the table. After an
-// error, which is not about the bytes, the rest is missed.
-func (l *Layer) decode(ctx context.Context, r *request, buf []byte) (bad []corrupt, err error) {
-	processor, err := l.engine.processors.enter(ctx, 1, &r.class, nil)
-	if err != nil {
-		l.missed(r.extents, err)
-		return nil, err
-	}
-	defer l.engine.processors.leave(processor, nil)
-	order := r.extents
-	if r.first > 0 {
-		order = slices.Concat(r.extents[r.first:], r.extents[:r.first])
-	}
-	t := l.engine.tools.Get().(*tool)
-	defer l.engine.tools.Put(t)
-	defer t.shrink()
-	var opened *numbered // one whose range the decoder has
-	for n := range order {
-		x := &order[n]
-		if opened == nil || !x.sameRange(*opened) {
-			opened = nil
-			at := x.BlobOffset - r.from
-			err = t.decoder.Open(x.Kind, x.BlobOffset, buf[at:at+int64(x.BlobLength)])
-		}
-		dst := t.buffer(int(x.Length))
-		if err == nil {
-			opened = x
-			err = t.decoder.Decode(x.Extent, dst)
-		}
-		if err != nil {
-			l.counts.corrupt.Add(1)
-			bad = append(bad, corrupt{*x, err})
-			err, opened = nil, nil
-			continue
-		}
-		if err = l.write(ctx, r, x, dst); err != nil {
-			l.missed(order[n:], err)
-			break
-		}
-	}
-	slices.SortFunc(bad, func(a, b corrupt) int { return a.i - b.i })
-	return bad, err
-}
-
-// write puts the bytes of an extent, which are right, into the blob.
-func (l *Layer) write(ctx context.Context, r *request, x *numbered, bytes []byte) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err := l.blob.Write(x.i, bytes); err != nil {
-		return err
-	}
-	l.counts.filled.Add(int64(x.Length))
-	if class(r.class.Load()) != prefetch {
-		l.noteRead(int64(x.Length))
-	}
-	l.arrived(x.i)
-	return nil
 }
 
 // repair fetches again what was corrupt, with requests of the same class.

@@ -343,13 +343,18 @@ func (s layerSource) images() []string {
 }
 
 // ReadAt implements ondemand.Source.
-func (s layerSource) ReadAt(ctx context.Context, p []byte, off int64, attempt int) error {
+func (s layerSource) ReadAt(ctx context.Context, p []byte, off int64, attempt int, came func(int)) error {
 	if s.demand.client == nil {
 		return errors.New("remote.enabled is false: nothing is fetched from registries")
 	}
 	var errs []error
+	there := 0
 	for _, image := range s.images() {
-		err := s.demand.client.ReadAt(registry.Again(ctx, attempt), image, s.descriptor(), p, off)
+		before := there
+		err := s.demand.client.ReadInto(registry.Again(ctx, attempt), image, s.descriptor(), p[before:], off+int64(before), func(n int) {
+			there = before + n
+			came(there)
+		})
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -363,8 +368,8 @@ func (s layerSource) descriptor() ocispec.Descriptor { return lazy.Descriptor(s.
 // decoder is an index.Decoder as the engine wants it.
 type decoder struct{ index.Decoder }
 
-func (d *decoder) Open(kind uint8, off int64, compressed []byte) error {
-	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed)
+func (d *decoder) Open(kind uint8, off int64, compressed []byte, more func(int) int) error {
+	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed, more)
 }
 
 func (d *decoder) Decode(x blob.Extent, dst []byte) error {

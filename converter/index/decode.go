@@ -1,7 +1,6 @@
 package index
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -49,17 +48,21 @@ type Decoder struct {
 	gzip inflate.Reader
 	zstd *zstd.Decoder
 
-	codec      Codec
-	blob       Range
-	compressed []byte // the range
-	in         bytes.Reader
-	out        io.Reader // the decompressed range from at on; nil: begin again
-	at         int64
+	codec Codec
+	blob  Range
+	in    arriving  // the range
+	out   io.Reader // the decompressed range from at on; nil: begin again
+	at    int64
 }
 
-// Open takes the bytes of a range of the blob, which the Decoder uses until the next call.
-func (d *Decoder) Open(c Codec, blob Range, compressed []byte) error {
-	d.codec, d.blob, d.compressed, d.out = c, blob, compressed, nil
+// Open takes the bytes of a range of the blob, which the Decoder uses until the next call. more is nil, or not all of them are there: then it
+// waits for more than the first have, and returns how many are, which is no more than have if the rest does not come.
+func (d *Decoder) Open(c Codec, blob Range, compressed []byte, more func(have int) int) error {
+	d.codec, d.blob, d.out = c, blob, nil
+	d.in = arriving{buf: compressed, more: more}
+	if more == nil {
+		d.in.have = len(compressed)
+	}
 	if int64(len(compressed)) != blob.Bytes() {
 		return fmt.Errorf("%s of the blob: %w: got %d bytes", blob, ErrCorrupt, len(compressed))
 	}
@@ -71,10 +74,14 @@ func (d *Decoder) begin() (err error) {
 	d.at = 0
 	switch d.codec {
 	case Gzip:
-		d.gzip.Reset(d.compressed)
+		if d.in.at = 0; d.in.more == nil {
+			d.gzip.Reset(d.in.buf)
+		} else {
+			d.gzip.ResetReader(&d.in)
+		}
 		d.out = &d.gzip
 	case Zstd:
-		d.in.Reset(d.compressed)
+		d.in.at = 0
 		if d.zstd == nil {
 			if d.zstd, err = NewZstdReader(nil); err != nil {
 				return err
@@ -121,6 +128,31 @@ func (d *Decoder) decode(x Extent, dst []byte) error {
 	}
 	d.at = x.Skip + x.Length
 	return nil
+}
+
+// arriving reads bytes that come into a buffer meanwhile.
+type arriving struct {
+	buf      []byte
+	at, have int
+	more     func(have int) int
+}
+
+func (a *arriving) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if a.at == a.have && a.have < len(a.buf) {
+		a.have = a.more(a.have)
+	}
+	if a.at == a.have {
+		if a.have < len(a.buf) {
+			return 0, io.ErrUnexpectedEOF
+		}
+		return 0, io.EOF
+	}
+	n := copy(p, a.buf[a.at:a.have])
+	a.at += n
+	return n, nil
 }
 
 func unexpected(err error) error {

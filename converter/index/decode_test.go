@@ -53,7 +53,7 @@ func TestDecodeExtentsOfOneRange(t *testing.T) {
 	for _, c := range []index.Codec{index.Gzip, index.Zstd, index.Gzip} {
 		packed := compress(c)
 		blob := index.Range{Start: 100, End: 100 + int64(len(packed))}
-		if err := d.Open(c, blob, packed); err != nil {
+		if err := d.Open(c, blob, packed, nil); err != nil {
 			t.Fatal(c, err)
 		}
 		for _, x := range []index.Extent{first, second, first, first} {
@@ -75,13 +75,42 @@ func TestDecodeExtentsOfOneRange(t *testing.T) {
 	}
 }
 
+// TestDecodeWhatComes: a range whose bytes come one by one gives the same, and one that does not come to its end is an error.
+func TestDecodeWhatComes(t *testing.T) {
+	var d index.Decoder
+	for _, c := range []index.Codec{index.Gzip, index.Zstd, index.Gzip} {
+		packed := compress(c)
+		blob := index.Range{End: int64(len(packed))}
+		for _, until := range []int{len(packed), len(packed) - 1, len(packed) / 2, 1} {
+			there := make([]byte, len(packed))
+			more := func(have int) int {
+				if have < until {
+					there[have] = packed[have]
+					have++
+				}
+				return have
+			}
+			if err := d.Open(c, blob, there, more); err != nil {
+				t.Fatal(c, err)
+			}
+			dst := make([]byte, second.Length)
+			err := d.Decode(at(second, blob), dst)
+			if all := until == len(packed); all && (err != nil || string(dst) != text[second.Skip:][:second.Length]) {
+				t.Errorf("%v: got %q, %v", c, dst, err)
+			} else if !all && until <= len(packed)/2 && !errors.Is(err, index.ErrCorrupt) {
+				t.Errorf("%v: %d of %d bytes: got %v", c, until, len(packed), err)
+			}
+		}
+	}
+}
+
 func TestDecodeFindsCorruption(t *testing.T) {
 	for _, c := range []index.Codec{index.Gzip, index.Zstd} {
 		good := compress(c)
 		var d index.Decoder
 		try := func(packed []byte, x index.Extent) error {
 			blob := index.Range{End: int64(len(packed))}
-			if err := d.Open(c, blob, packed); err != nil {
+			if err := d.Open(c, blob, packed, nil); err != nil {
 				return err
 			}
 			return d.Decode(at(x, blob), make([]byte, x.Length))
@@ -94,7 +123,7 @@ func TestDecodeFindsCorruption(t *testing.T) {
 			"other format": try(append([]byte("xxxx"), good...), first),
 			"beyond":       try(good, beyond),
 			"digest":       try(good, other),
-			"short":        d.Open(c, index.Range{End: 99}, good),
+			"short":        d.Open(c, index.Range{End: 99}, good, nil),
 		} {
 			if !errors.Is(err, index.ErrCorrupt) {
 				t.Errorf("%v: %s: got %v", c, name, err)
@@ -129,7 +158,7 @@ func TestDecodeRefusesLargeWindow(t *testing.T) {
 	}
 	var d index.Decoder
 	blob := index.Range{End: int64(b.Len())}
-	err = d.Open(index.Zstd, blob, b.Bytes())
+	err = d.Open(index.Zstd, blob, b.Bytes(), nil)
 	if err == nil {
 		err = d.Decode(index.Extent{Length: 1, Blob: blob, Digest: sha256.Sum256([]byte{0})}, make([]byte, 1))
 	}
@@ -152,7 +181,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		for _, c := range []index.Codec{index.Gzip, index.Zstd} {
 			dst := make([]byte, length)
-			err := d.Open(c, x.Blob, packed)
+			err := d.Open(c, x.Blob, packed, nil)
 			if err == nil {
 				err = d.Decode(x, dst)
 			}

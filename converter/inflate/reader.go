@@ -70,6 +70,19 @@ func (r *Reader) Reset(stream []byte) {
 		r.in = new(input)
 	}
 	*r.in = input{buf: stream, memory: r.in.memory, err: io.EOF}
+	r.restart()
+}
+
+// ResetReader makes r a Reader of the gzip stream src. Buffers that r has stay.
+func (r *Reader) ResetReader(src io.Reader) {
+	if r.in == nil || r.in.memory == nil {
+		r.in = newInput(src, 0)
+	}
+	*r.in = input{src: src, memory: r.in.memory}
+	r.restart()
+}
+
+func (r *Reader) restart() {
 	r.phase, r.err, r.out, r.last, r.checkpoint, r.from, r.to = atMember, nil, 0, 0, nil, 0, 0
 }
 

@@ -224,8 +224,8 @@ func (l *life) reportTo(ctx context.Context) {
 // decoder is an index.Decoder as the engine wants it.
 type decoder struct{ index.Decoder }
 
-func (d *decoder) Open(kind uint8, off int64, compressed []byte) error {
-	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed)
+func (d *decoder) Open(kind uint8, off int64, compressed []byte, more func(int) int) error {
+	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed, more)
 }
 
 func (d *decoder) Decode(x blob.Extent, dst []byte) error {

@@ -51,7 +51,7 @@ const (
 	sourceRate    = 32 << 20
 )
 
-func (s fileSource) ReadAt(ctx context.Context, p []byte, off int64, _ int) error {
+func (s fileSource) ReadAt(ctx context.Context, p []byte, off int64, _ int, _ func(int)) error {
 	if s.delay {
 		select {
 		case <-time.After(rand.N(sourceLatency) + time.Duration(len(p))*time.Second/sourceRate):
@@ -70,8 +70,8 @@ type registrySource struct {
 	layer  ocispec.Descriptor
 }
 
-func (s registrySource) ReadAt(ctx context.Context, p []byte, off int64, attempt int) error {
-	return s.client.ReadAt(client.Again(ctx, attempt), s.image, s.layer, p, off)
+func (s registrySource) ReadAt(ctx context.Context, p []byte, off int64, attempt int, came func(int)) error {
+	return s.client.ReadInto(client.Again(ctx, attempt), s.image, s.layer, p, off, came)
 }
 
 // registry has the blobs of layers, and a proxy with faults before it.

@@ -12,6 +12,12 @@ import (
 
 // ReadAt fills p with the bytes of the blob from off on, or returns an error.
 func (c *Client) ReadAt(ctx context.Context, image string, desc ocispec.Descriptor, p []byte, off int64) error {
+	return c.ReadInto(ctx, image, desc, p, off, func(int) {})
+}
+
+// ReadInto is ReadAt, which calls came with how many bytes of p are there whenever there are more. They do not change any more, also if there
+// is an error in the end.
+func (c *Client) ReadInto(ctx context.Context, image string, desc ocispec.Descriptor, p []byte, off int64, came func(n int)) error {
 	ctx, o, err := c.object(ctx, image, desc, blobs)
 	if err != nil {
 		return err
@@ -21,7 +27,7 @@ func (c *Client) ReadAt(ctx context.Context, image string, desc ocispec.Descript
 	}
 	s := c.section(ctx, o, off, off+int64(len(p)))
 	defer s.Close()
-	return s.fill(p)
+	return s.fill(p, came)
 }
 
 // section reads bytes [off, end) of a blob, whatever happens to the hosts. It belongs to one goroutine, and does not outlive ctx.
@@ -89,9 +95,16 @@ func (s *section) Read(p []byte) (int, error) {
 }
 
 // fill reads all of p.
-func (s *section) fill(p []byte) error {
-	_, err := io.ReadFull(s, p)
-	return err
+func (s *section) fill(p []byte, came func(n int)) error {
+	for n := 0; n < len(p); {
+		k, err := s.Read(p[n:])
+		if err != nil {
+			return err
+		}
+		n += k
+		came(n)
+	}
+	return nil
 }
 
 // yieldSlot makes the request that is under way not count as one of the connections of its host.

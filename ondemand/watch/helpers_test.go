@@ -198,7 +198,7 @@ func (w *world) usual(number byte) *instance {
 }
 
 // ReadAt implements ondemand.Source.
-func (in *instance) ReadAt(ctx context.Context, p []byte, off int64, _ int) error {
+func (in *instance) ReadAt(ctx context.Context, p []byte, off int64, _ int, _ func(int)) error {
 	in.mu.Lock()
 	in.asked++
 	closed := in.closed
@@ -255,8 +255,8 @@ func (in *instance) in(dir string) Layer {
 // decoder is an index.Decoder as the engine wants it.
 type decoder struct{ index.Decoder }
 
-func (d *decoder) Open(kind uint8, off int64, compressed []byte) error {
-	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed)
+func (d *decoder) Open(kind uint8, off int64, compressed []byte, more func(int) int) error {
+	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed, more)
 }
 
 func (d *decoder) Decode(x blob.Extent, dst []byte) error {

@@ -114,7 +114,7 @@ func contents(t testing.TB, d *index.Decoder, c index.Codec, r *index.Record, bl
 		}
 		at += x.Length
 		if !x.Hole && x.Blob != opened {
-			if err := d.Open(c, x.Blob, blob[x.Blob.Start:x.Blob.End]); err != nil {
+			if err := d.Open(c, x.Blob, blob[x.Blob.Start:x.Blob.End], nil); err != nil {
 				t.Fatalf("%q: %v", r.Name, err)
 			}
 			opened = x.Blob
