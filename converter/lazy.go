@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/erofs"
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
@@ -59,21 +60,53 @@ type indexBuild struct {
 }
 
 func (b *indexBuild) records(ctx context.Context, records index.Reader) error {
-	for {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		r, err := records.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := b.add(&r.Header, func(a erofs.Attr) (*node, error) { return b.file(a, r) }); err != nil {
-			return &EntryError{Name: r.Name, Offset: r.Header.Offset, Err: err}
+	ctx, stop := context.WithCancel(ctx)
+	batches := make(chan []*index.Record, recordBatches)
+	var readErr error
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		defer close(batches)
+		readErr = readRecords(ctx, records, batches)
+	})
+	defer reading.Wait()
+	defer stop()
+	for batch := range batches {
+		for _, r := range batch {
+			if err := b.add(&r.Header, func(a erofs.Attr) (*node, error) { return b.file(a, r) }); err != nil {
+				return &EntryError{Name: r.Name, Offset: r.Header.Offset, Err: err}
+			}
 		}
 	}
+	return readErr
+}
+
+// Records come in batches: parsing an index takes about twice as long as writing the image, and goes on meanwhile.
+const (
+	recordBatch   = 256
+	recordBatches = 4
+)
+
+// readRecords sends all records, also those before an error. One of them is that ctx has ended.
+func readRecords(ctx context.Context, records index.Reader, to chan<- []*index.Record) (err error) {
+	defer contain(&err)
+	for err == nil {
+		batch := make([]*index.Record, 0, recordBatch)
+		for len(batch) < recordBatch && err == nil {
+			var r *index.Record
+			if r, err = records.Next(); err == nil {
+				batch = append(batch, r)
+			}
+		}
+		select {
+		case to <- batch:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }
 
 // file gives a regular file its blocks in the data blob.

@@ -19,10 +19,9 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
-
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index/internal/toc"
+	"github.com/erofs-snapshotter/erofs-snapshotter/converter/inflate"
 )
 
 // format is the name in Index.Format and in errors.
@@ -87,7 +86,7 @@ func open(l index.Layer, blob io.ReaderAt, limits index.Limits) (*index.Index, e
 // Bounds of tailBytes.
 const (
 	minTailBytes = 16 << 10
-	maxTailBytes = 1 << 20
+	maxTailBytes = 2 << 20
 )
 
 // tailBytes is how much of the end of a blob is read at first, in the hope that the table of contents is in it, which saves a round trip.
@@ -120,11 +119,9 @@ func fetch(size int64, blob io.ReaderAt, most int64) (packed []byte, at int64, e
 
 // unpack returns the JSON of a table of contents.
 func unpack(packed []byte, most int64) (io.Reader, error) {
-	z, err := gzip.NewReader(bytes.NewReader(packed))
-	if err != nil {
-		return nil, fmt.Errorf("table of contents: %w", err)
-	}
-	archive := tar.NewReader(z)
+	var z inflate.Reader
+	z.Reset(packed)
+	archive := tar.NewReader(&z)
 	h, err := archive.Next()
 	switch {
 	case err == io.EOF:
