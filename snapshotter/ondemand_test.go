@@ -29,7 +29,7 @@ import (
 // lazyRegistry has layers, of which it gives the whole, counted, and parts.
 type lazyRegistry struct{ memoryRegistry }
 
-func (r *lazyRegistry) ReadAt(_ context.Context, _ string, layer ocispec.Descriptor, p []byte, off int64) error {
+func (r *lazyRegistry) ReadAt(_ context.Context, _ string, layer ocispec.Descriptor, p []byte, off int64, _ int) error {
 	b, ok := r.blobs[layer.Digest]
 	if !ok {
 		return errdefs.ErrNotFound

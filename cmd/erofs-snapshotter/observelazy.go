@@ -137,6 +137,14 @@ func (k *keeperReports) keeperReport(ctx context.Context, address string) keeper
 	return k.last
 }
 
+// corruptIndexes counts indexes that came corrupt.
+func (o observer) corruptIndexes() int64 {
+	if o.demand.loader == nil {
+		return 0
+	}
+	return o.demand.loader.CorruptIndexes()
+}
+
 func (o observer) lazyFallbacks() map[lazy.Reason]lazy.Fallback {
 	if o.demand.loader == nil || !o.demand.enabled {
 		return nil
@@ -162,7 +170,7 @@ func (o observer) lazyMetrics(layers []admin.Layer) *telemetry.Lazy {
 	m := &telemetry.Lazy{
 		Layers: map[string]int64{admin.Partial: 0, admin.Complete: 0},
 		Faults: int64(q.Events), Hits: int64(q.Hits.Count), Failed: int64(q.Failed),
-		DemandedBytes: int64(q.Asked), FilledBytes: f.FilledBytes, Corrupt: f.Corrupt,
+		DemandedBytes: int64(q.Asked), FilledBytes: f.FilledBytes, Corrupt: f.Corrupt, CorruptIndexes: o.corruptIndexes(),
 		FetchedBytes: map[string]int64{"fault": f.FetchedBytes, "prefetch": f.PrefetchedBytes, "background": f.BackgroundBytes},
 		Fallbacks:    map[string]int64{}, KeeperConnected: k.Connected, KeeperHeld: int64(k.Held), KeeperDenied: k.Denied,
 		Latency: telemetry.Histogram{Bounds: latencyBounds, Counts: q.Fills.Buckets(latencyBounds), Sum: q.Fills.Sum},

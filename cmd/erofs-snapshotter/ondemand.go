@@ -127,7 +127,7 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	})
 	if from.client != nil {
 		d.loader = lazy.New(lazy.Options{
-			Registry: from.client, Off: !cfg.Lazy.Enabled, MinLayerBytes: cfg.Lazy.MinLayerSize.Bytes, Trust: cfg.Lazy.Trust, Ready: d.canWatch, Log: log,
+			Registry: paced{from.client}, Off: !cfg.Lazy.Enabled, MinLayerBytes: cfg.Lazy.MinLayerSize.Bytes, Trust: cfg.Lazy.Trust, Ready: d.canWatch, Log: log,
 			Made: func(inst layerstore.Instance, dir string) error {
 				layer, err := d.describe(inst, dir)
 				if err != nil {

@@ -102,7 +102,7 @@ func (s sources) close() error {
 	return err
 }
 
-// paced has work that nobody waits for use no more than its share.
+// paced has work that nobody waits for use no more than its share, and asks other hosts for what came corrupt.
 type paced struct{ *registry.Client }
 
 func (p paced) Open(ctx context.Context, image string, layer ocispec.Descriptor) (io.ReadCloser, error) {
@@ -110,4 +110,8 @@ func (p paced) Open(ctx context.Context, image string, layer ocispec.Descriptor)
 		ctx = registry.Background(ctx)
 	}
 	return p.Client.Open(ctx, image, layer)
+}
+
+func (p paced) ReadAt(ctx context.Context, image string, layer ocispec.Descriptor, dst []byte, off int64, attempt int) error {
+	return p.Client.ReadAt(registry.Again(ctx, attempt), image, layer, dst, off)
 }

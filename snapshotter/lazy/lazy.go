@@ -22,6 +22,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,8 +42,9 @@ var formats = []func(index.Layer, io.ReaderAt, index.Limits) (*index.Index, erro
 type Registry interface {
 	// Open returns the whole blob of a layer. ctx bounds the reading, too.
 	Open(ctx context.Context, image string, layer ocispec.Descriptor) (io.ReadCloser, error)
-	// ReadAt fills p with the bytes of the blob from off on.
-	ReadAt(ctx context.Context, image string, layer ocispec.Descriptor, p []byte, off int64) error
+	// ReadAt fills p with the bytes of the blob from off on. attempt counts from 0 how often what came was corrupt: then another host is asked
+	// first, as far as there is one.
+	ReadAt(ctx context.Context, image string, layer ocispec.Descriptor, p []byte, off int64, attempt int) error
 }
 
 // Options of a Loader.
@@ -65,7 +67,8 @@ type Options struct {
 
 // Loader makes lazy instances. Safe for concurrent use.
 type Loader struct {
-	o Options
+	o       Options
+	corrupt atomic.Int64 // indexes that came corrupt
 
 	mu        sync.Mutex
 	fallbacks map[Reason]Fallback
@@ -174,16 +177,44 @@ func (l *Loader) open(ctx context.Context, image string, layer ocispec.Descripto
 	}}, nil
 }
 
+// indexAttempts is how often an index is asked for that comes corrupt: each of two hosts has two chances, as with data.
+const indexAttempts = 4
+
+// openIndex reads the index of a layer. One that comes corrupt is asked of other hosts: it may be the layer's fault, or that of a mirror.
 func (l *Loader) openIndex(ctx context.Context, image string, layer ocispec.Descriptor) (*index.Index, error) {
-	from := &rangeReader{ctx: ctx, registry: l.o.Registry, image: image, layer: layer}
-	described := index.Layer{Annotations: layer.Annotations, Size: layer.Size}
+	var corrupt error // of the attempts before
+	for attempt := 0; ; attempt++ {
+		from := &rangeReader{ctx: ctx, registry: l.o.Registry, image: image, layer: layer, attempt: attempt}
+		idx, err := l.openFrom(from)
+		switch {
+		case err == nil:
+			return idx, nil
+		case from.failed != nil && corrupt != nil:
+			return nil, reasonError{Unavailable, fmt.Errorf("%w (what came before was corrupt: %w)", from.failed, corrupt)}
+		case from.failed != nil:
+			return nil, reasonError{Unavailable, from.failed}
+		case !from.answered || reasonOf(err) != BrokenIndex: // it is the manifest's fault
+			return nil, err
+		}
+		l.corrupt.Add(1)
+		if attempt+1 == indexAttempts {
+			return nil, reasonError{BrokenIndex, fmt.Errorf("corrupt %d times: %w", indexAttempts, err)}
+		}
+		l.o.Log.Warn("corrupt index of a layer from the registry, fetched again", "image", image, "layer", layer.Digest, "attempt", attempt+1, "cause", err)
+		corrupt = err
+	}
+}
+
+// openFrom reads an index once, by the format whose index it is.
+func (l *Loader) openFrom(from *rangeReader) (*index.Index, error) {
+	described := index.Layer{Annotations: from.layer.Annotations, Size: from.layer.Size}
 	for _, open := range formats {
 		idx, err := open(described, from, l.o.Limits)
 		switch {
 		case err == nil:
 			return idx, nil
 		case from.failed != nil:
-			return nil, reasonError{Unavailable, from.failed}
+			return nil, err
 		case !errors.Is(err, index.ErrNotLazy):
 			return nil, reasonError{BrokenIndex, err}
 		}
@@ -191,20 +222,26 @@ func (l *Loader) openIndex(ctx context.Context, image string, layer ocispec.Desc
 	return nil, reasonError{NoIndex, index.ErrNotLazy}
 }
 
+// CorruptIndexes counts the indexes that came with wrong bytes, and were asked for again.
+func (l *Loader) CorruptIndexes() int64 { return l.corrupt.Load() }
+
 // rangeReader reads a blob as the formats want it, and keeps the error of the registry, which is no fault of the index.
 type rangeReader struct {
 	ctx      context.Context
 	registry Registry
 	image    string
 	layer    ocispec.Descriptor
+	attempt  int
+	answered bool // bytes came
 	failed   error
 }
 
 func (r *rangeReader) ReadAt(p []byte, off int64) (int, error) {
-	if err := r.registry.ReadAt(r.ctx, r.image, r.layer, p, off); err != nil {
+	if err := r.registry.ReadAt(r.ctx, r.image, r.layer, p, off, r.attempt); err != nil {
 		r.failed = err
 		return 0, err
 	}
+	r.answered = true
 	return len(p), nil
 }
 

@@ -178,6 +178,72 @@ func TestFallbacks(t *testing.T) {
 	}
 }
 
+// TestCorruptIndex: what comes corrupt from one host is asked of another one, a few times; then the layer is pulled as a whole.
+func TestCorruptIndex(t *testing.T) {
+	l := sample(t)
+	changed := func(fromEnd int) []byte {
+		b := bytes.Clone(l.Blob)
+		b[len(b)-fromEnd] ^= 1
+		return b
+	}
+	footer, table := changed(30), changed(estargz.FooterSize+100)
+	for name, c := range map[string]struct {
+		before  [][]byte
+		lazy    bool
+		corrupt int64
+	}{
+		"right":   {nil, true, 0},
+		"footer":  {[][]byte{footer}, true, 1},
+		"table":   {[][]byte{table}, true, 1},
+		"thrice":  {[][]byte{table, footer, table}, true, 3},
+		"forever": {[][]byte{table, footer, table, table, table}, false, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.before = c.before
+			w.layer(image, w.add(l), c.lazy)
+			if n := w.CorruptIndexes(); n != c.corrupt {
+				t.Errorf("%d indexes were corrupt, want %d", n, c.corrupt)
+			}
+			said := strings.Count(w.log.String(), "corrupt index of a layer")
+			if want := min(int(c.corrupt), indexAttempts-1); said != want {
+				t.Errorf("said %d times, want %d:\n%s", said, want, w.log)
+			}
+			if !c.lazy {
+				w.wantFallback(BrokenIndex, "corrupt 4 times")
+			}
+		})
+	}
+}
+
+// TestCorruptThenUnavailable: when no other host answers, that is the reason, and what came before is said.
+func TestCorruptThenUnavailable(t *testing.T) {
+	w := newWorld(t)
+	l := w.add(sample(t))
+	w.before = [][]byte{make([]byte, l.Size)}
+	w.refuse = func(string) error {
+		if len(w.asked) > 1 {
+			return errdefs.ErrUnavailable
+		}
+		return nil
+	}
+	w.layer(image, l, false)
+	w.wantFallback(Unavailable, "no eStargz footer")
+}
+
+// TestBrokenForEverybody: an index that is what its manifest names is not asked for again, although it makes no sense, and neither is one whose
+// manifest makes none.
+func TestBrokenForEverybody(t *testing.T) {
+	w := newWorld(t)
+	nonsense := w.add(sample(t).WithTOC(t, func(toc *estargz.JTOC) { toc.Entries[1].Name = "../../etc/passwd" }))
+	w.layer(image, nonsense, false)
+	asked := len(w.asked)
+	w.layer(image, w.add(sample(t)).Renamed(estargz.TOCJSONDigestAnnotation, "sha256:1234"), false)
+	if len(w.asked) != asked || asked > 2 || w.CorruptIndexes() > 0 {
+		t.Errorf("asked %d, then %d times; %d corrupt", asked, len(w.asked), w.CorruptIndexes())
+	}
+}
+
 // TestNotCounted: what is here as a whole, and what is switched off, is no fallback.
 func TestNotCounted(t *testing.T) {
 	l := sample(t)

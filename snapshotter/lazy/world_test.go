@@ -34,6 +34,7 @@ type world struct {
 	blobs map[digest.Digest][]byte
 	// refuse, if set, is what the registry says to any request for an image.
 	refuse func(image string) error
+	before [][]byte // what is sent instead of a blob by the hosts of the first attempts
 	asked  []string // images, one for each request
 	ready  error    // what Options.Ready returns
 	made   []layerstore.ID
@@ -99,10 +100,13 @@ func (r registryOf) Open(ctx context.Context, image string, layer ocispec.Descri
 	return io.NopCloser(bytes.NewReader(b)), err
 }
 
-func (r registryOf) ReadAt(ctx context.Context, image string, layer ocispec.Descriptor, p []byte, off int64) error {
+func (r registryOf) ReadAt(ctx context.Context, image string, layer ocispec.Descriptor, p []byte, off int64, attempt int) error {
 	b, err := r.get(ctx, image, layer)
 	if err != nil {
 		return err
+	}
+	if attempt < len(r.w.before) {
+		b = r.w.before[attempt]
 	}
 	if n, err := bytes.NewReader(b).ReadAt(p, off); n < len(p) {
 		return fmt.Errorf("%d of %d bytes at %d of blob %s: %w", n, len(p), off, layer.Digest, err)

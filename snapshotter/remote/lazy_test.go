@@ -28,7 +28,7 @@ type lazyRegistryOf struct {
 	part func(ctx context.Context) error
 }
 
-func (r *lazyRegistryOf) ReadAt(ctx context.Context, _ string, layer ocispec.Descriptor, p []byte, off int64) error {
+func (r *lazyRegistryOf) ReadAt(ctx context.Context, _ string, layer ocispec.Descriptor, p []byte, off int64, _ int) error {
 	if r.part != nil {
 		if err := r.part(ctx); err != nil {
 			return err

@@ -31,6 +31,8 @@ type Lazy struct {
 	FilledBytes   int64
 	// Corrupt counts extents that came with wrong bytes and were fetched again.
 	Corrupt int64
+	// CorruptIndexes counts indexes of layers that came with wrong bytes.
+	CorruptIndexes int64
 	// Fallbacks counts layers pulled as a whole although layers may be lazy, by reason. See Metrics.Fallbacks.
 	Fallbacks map[string]int64
 
@@ -82,6 +84,7 @@ var (
 	lazyFetched   = describe("lazy_fetched_bytes_total", "Bytes fetched for lazy layers, compressed, by what for.", "purpose")
 	lazyFilled    = describe("lazy_filled_bytes_total", "Bytes verified and written into lazy layers, uncompressed.")
 	lazyCorrupt   = describe("lazy_corrupt_extents_total", "Extents that came with wrong bytes and were fetched again.")
+	lazyIndexes   = describe("lazy_corrupt_indexes_total", "Indexes of layers that came with wrong bytes, and were asked of another host.")
 	lazyFallbacks = describe("lazy_fallbacks_total", "Layers pulled as a whole although layers may be lazy, by reason.", "reason")
 
 	keeperConnected = describe("keeper_connected", "1 while the daemon is connected to its keeper.")
@@ -93,7 +96,7 @@ var (
 var lazyDescriptions = []*prometheus.Desc{
 	lazyLayers, lazyBytes, lazyPresent, lazyOrphans, lazyPoisoned,
 	lazyFaults, lazyHits, lazyFailed, lazyInFlight, lazyOldest, lazyLatency,
-	lazyDemanded, lazyFetched, lazyFilled, lazyCorrupt, lazyFallbacks,
+	lazyDemanded, lazyFetched, lazyFilled, lazyCorrupt, lazyIndexes, lazyFallbacks,
 	keeperConnected, keeperHeld, keeperDenied,
 }
 
@@ -123,6 +126,7 @@ func (r report) lazy(l *Lazy) {
 	}
 	r.counter(lazyFilled, l.FilledBytes)
 	r.counter(lazyCorrupt, l.Corrupt)
+	r.counter(lazyIndexes, l.CorruptIndexes)
 	for reason, n := range l.Fallbacks {
 		r.counter(lazyFallbacks, n, reason)
 	}

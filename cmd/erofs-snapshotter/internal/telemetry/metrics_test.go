@@ -38,7 +38,7 @@ func full() Metrics {
 			Latency: Histogram{
 				Bounds: []time.Duration{time.Millisecond, time.Second, time.Minute}, Counts: []int64{40, 2, 0, 1}, Sum: 75 * time.Second,
 			},
-			DemandedBytes: 50, FetchedBytes: map[string]int64{"fault": 51, "prefetch": 52, "background": 53}, FilledBytes: 54, Corrupt: 55,
+			DemandedBytes: 50, FetchedBytes: map[string]int64{"fault": 51, "prefetch": 52, "background": 53}, FilledBytes: 54, Corrupt: 55, CorruptIndexes: 59,
 			Fallbacks: map[string]int64{"small": 56}, KeeperConnected: true, KeeperHeld: 57, KeeperDenied: 58,
 		},
 	}
@@ -76,7 +76,7 @@ func TestScrape(t *testing.T) {
 		`lazy_fill_seconds_bucket{le="0.001"} 40`, `lazy_fill_seconds_bucket{le="1"} 42`, `lazy_fill_seconds_bucket{le="60"} 42`,
 		`lazy_fill_seconds_bucket{le="+Inf"} 43`, `lazy_fill_seconds_count 43`, `lazy_fill_seconds_sum 75`,
 		`lazy_demanded_bytes_total 50`, `lazy_fetched_bytes_total{purpose="fault"} 51`, `lazy_fetched_bytes_total{purpose="prefetch"} 52`,
-		`lazy_fetched_bytes_total{purpose="background"} 53`, `lazy_filled_bytes_total 54`, `lazy_corrupt_extents_total 55`,
+		`lazy_fetched_bytes_total{purpose="background"} 53`, `lazy_filled_bytes_total 54`, `lazy_corrupt_extents_total 55`, `lazy_corrupt_indexes_total 59`,
 		`lazy_fallbacks_total{reason="small"} 56`, `keeper_connected 1`, `keeper_layers 57`, `keeper_denied_total 58`,
 	} {
 		if !strings.Contains(body, "\n"+prefix+want+"\n") {
