@@ -270,13 +270,10 @@ func FuzzParseRecord(f *testing.F) {
 	for _, inst := range []Instance{
 		{ID: EagerID(dgst), Kind: EROFS, Layer: dgst, DiffID: dgst, MetaBytes: 4096, DataBytes: 4096},
 		{ID: randomID(), Kind: EROFS, Origin: "17", OpaqueRoot: true},
-		{ID: LazyID(dgst, nil), Kind: EROFS, Layer: dgst, MetaBytes: 4096, DataBytes: 4096, Lazy: &Lazy{
-			Partial: true, Images: []string{"registry.example/app:1"}, MediaType: "x", Size: 7, Annotations: map[string]string{"k": "v"}, DiffID: dgst,
-			Format: "estargz", Index: dgst, Prefetch: 1, FinalBytes: 8192, Verified: time.Unix(1, 0), Mismatch: "another one",
-		}},
+		lazyRecord(dgst),
 	} {
 		b, err := encodeRecord(inst)
-		must(f, err)
+		must(f, errors.Join(err, inst.validate()))
 		f.Add(b)
 	}
 	f.Add([]byte(`{"version": 2, "id": 7}`))
@@ -290,6 +287,7 @@ func FuzzParseRecord(f *testing.F) {
 		inst.Created = time.Time{} // has several forms
 		if inst.Lazy != nil {
 			inst.Lazy.Verified = time.Time{}
+			_ = inst.Lazy.Images[0] // must not panic
 		}
 		again, err := encodeRecord(inst)
 		must(t, err)

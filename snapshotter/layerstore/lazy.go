@@ -164,13 +164,17 @@ func extentsOf(extents []converter.DataExtent, codec index.Codec) func(yield fun
 	}
 }
 
+const blockBytes = 4096
+
+// wholeBlocks is what a file of n bytes may take on disk.
+func wholeBlocks(n int64) int64 { return (n + blockBytes - 1) / blockBytes * blockBytes }
+
 // finalBytes is what the extents will take on disk: whole blocks, none twice.
 func finalBytes(extents []converter.DataExtent) (sum int64) {
-	const block = 4096
 	end := int64(0)
 	for _, x := range extents {
-		start := max(end, x.At/block*block)
-		if end = (x.At + x.Length + block - 1) / block * block; end > start {
+		start := max(end, x.At/blockBytes*blockBytes)
+		if end = wholeBlocks(x.At + x.Length); end > start {
 			sum += end - start
 		}
 	}
@@ -186,7 +190,7 @@ func ReadInstance(dir string) (Instance, error) { return readRecord(dir) }
 // AddImage notes another image that has the layer of a lazy instance.
 func (s *Store) AddImage(id ID, image string) error {
 	return s.changeLazy(id, func(inst *Instance) bool {
-		if image == "" || len(inst.Lazy.Images) >= maxImages || slices.Contains(inst.Lazy.Images, image) {
+		if checkImage(image) != nil || len(inst.Lazy.Images) >= maxImages || slices.Contains(inst.Lazy.Images, image) {
 			return false
 		}
 		inst.Lazy.Images = append(inst.Lazy.Images, image)
@@ -219,7 +223,7 @@ func (s *Store) SetVerified(id ID, diffID digest.Digest, diffBytes int64) error 
 // SetMismatch notes that a lazy instance is not what its image says.
 func (s *Store) SetMismatch(id ID, mismatch error) error {
 	return s.changeLazy(id, func(inst *Instance) bool {
-		inst.Lazy.Mismatch = mismatch.Error()
+		inst.Lazy.Mismatch = shortened(mismatch.Error())
 		return true
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 )
 
 // errNoTree says that a directory instance has no tree: its adoption was cut short before the upper directory was renamed.
@@ -117,6 +118,9 @@ func (s *Store) check(id ID) (Instance, error) {
 	}
 	if inst.Unsynced {
 		return Instance{}, errUnsynced
+	}
+	if _, err := os.Lstat(filepath.Join(s.path(id), blob.ExtentsName)); err == nil && inst.Lazy == nil {
+		return Instance{}, fmt.Errorf("%s: lazy: missing, of an instance that has %s", recordName, blob.ExtentsName)
 	}
 	for _, file := range []struct {
 		path string

@@ -16,8 +16,8 @@ import (
 // formatVersion is the version of layer.json that this program writes, and the only one it reads.
 const formatVersion = 1
 
-// maxRecordBytes is how much of a layer.json is read; a real one has less than 1 KiB.
-const maxRecordBytes = 64 << 10
+// maxRecordBytes is the length of the largest layer.json; a real one has about 1 KiB.
+const maxRecordBytes = 128 << 10
 
 // Kind says what an instance consists of.
 type Kind string
@@ -98,32 +98,6 @@ func parseRecord(b []byte) (Instance, error) {
 	return r.Instance, r.Instance.validate()
 }
 
-func (inst Instance) validate() error {
-	if _, err := ParseID(string(inst.ID)); err != nil {
-		return err
-	}
-	if inst.Kind != EROFS {
-		return fmt.Errorf("unknown kind %q", inst.Kind)
-	}
-	for _, d := range []digest.Digest{inst.Layer, inst.DiffID} {
-		if d == "" {
-			continue
-		}
-		if err := d.Validate(); err != nil {
-			return fmt.Errorf("digest %q: %w", d, err)
-		}
-	}
-	if inst.Lazy != nil && len(inst.Lazy.Images) == 0 {
-		return errors.New("a lazy instance without a source")
-	}
-	for _, n := range []int64{inst.DiffBytes, inst.MetaBytes, inst.DataBytes, inst.DiskBytes, inst.Inodes} {
-		if n < 0 {
-			return errors.New("negative size")
-		}
-	}
-	return nil
-}
-
 // readRecord reads the layer.json of the instance directory dir.
 func readRecord(dir string) (Instance, error) {
 	f, err := os.Open(filepath.Join(dir, recordName))
@@ -131,9 +105,12 @@ func readRecord(dir string) (Instance, error) {
 		return Instance{}, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxRecordBytes))
+	b, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
 	if err != nil {
 		return Instance{}, err
+	}
+	if len(b) > maxRecordBytes {
+		return Instance{}, fmt.Errorf("%s: more than %d bytes", recordName, maxRecordBytes)
 	}
 	if len(bytes.Trim(b, "\x00")) == 0 {
 		return Instance{}, errUnsynced // the contents of a file that was not synced are what a power cut takes first
@@ -145,9 +122,15 @@ func readRecord(dir string) (Instance, error) {
 	return inst, nil
 }
 
-// writeRecord writes a layer.json, which must not exist, and syncs it if durable.
+// writeRecord writes a layer.json, which must not exist, and syncs it if durable. What could not be read again is not written.
 func writeRecord(path string, inst Instance, durable bool) error {
+	if err := inst.validate(); err != nil {
+		return fmt.Errorf("%s: %w", recordName, err)
+	}
 	b, err := encodeRecord(inst)
+	if err == nil && len(b) > maxRecordBytes {
+		err = fmt.Errorf("%s: %d bytes, more than %d", recordName, len(b), maxRecordBytes)
+	}
 	if err != nil {
 		return err
 	}
