@@ -116,7 +116,7 @@ func Open(ctx context.Context, opts Options) (_ *Root, err error) {
 	}
 	// The zero grace is a default; here nothing is kept for later.
 	r.sn, err = snapshotter.New(ctx, snapshotter.Options{
-		Root: r.path, Backend: opts.Backend, Log: r.log, Grace: -1, Layers: opts.Layers, Lazy: opts.Lazy, OnDemand: opts.OnDemand,
+		Root: r.path, Backend: opts.Backend, Log: r.log, Grace: -1, Brief: true, Layers: opts.Layers, Lazy: opts.Lazy, OnDemand: opts.OnDemand,
 	})
 	if err != nil {
 		return nil, errors.Join(err, r.lock.Close())

@@ -26,7 +26,7 @@ import (
 // Poisoned is an old mount of an instance that containers still use.
 type Poisoned struct {
 	Instance layerstore.Instance
-	// Users are the names of the snapshots of those containers.
+	// Users are the names of the snapshots of those containers when it was found out. They are kept until the mount has gone.
 	Users []string
 }
 
@@ -82,6 +82,7 @@ func (s *Snapshotter) renew(ctx context.Context, inst layerstore.Instance) error
 	if err != nil {
 		return err
 	}
+	s.keepUsers(s.layers.Dir(inst.ID), users) // goes with the old files, whatever happens then
 	orphan, err := s.layers.Renew(ctx, inst.ID)
 	if err != nil {
 		return err
@@ -92,7 +93,7 @@ func (s *Snapshotter) renew(ctx context.Context, inst layerstore.Instance) error
 		dropCached(s.mountDir(n))
 		errs = append(errs, s.unmountLayer(ctx, n))
 	}
-	s.notePoisoned(orphan, Poisoned{inst, users})
+	s.notePoisoned(orphan, Poisoned{inst, users}, true)
 	return errors.Join(errs...)
 }
 
@@ -137,13 +138,30 @@ func (s *Snapshotter) poisonOrphan(_ context.Context, dir string) error {
 	if err != nil {
 		s.log.Warn("what a removed layer was is not known", "path", dir, "cause", err)
 	}
-	s.notePoisoned(dir, Poisoned{Instance: inst})
+	users, known, err := layerstore.Users(dir)
+	if err != nil {
+		s.log.Warn("who uses a removed layer is not known any more", "path", dir, "cause", err)
+	}
+	if !known {
+		s.keepUsers(dir, nil)
+	}
+	s.notePoisoned(dir, Poisoned{inst, users}, !known)
 	return os.Truncate(filepath.Join(dir, filepath.Base(s.layers.DataPath(inst.ID))), 0)
 }
 
-func (s *Snapshotter) notePoisoned(dir string, p Poisoned) {
-	s.log.Error("while neither the daemon nor the keeper was there, containers may have read zeros instead of data of this layer: restart them",
-		"instance", p.Instance.ID, "layer", p.Instance.Layer, "snapshots", p.Users)
+// keepUsers has the next process know who uses the files in a directory, and that it was said.
+func (s *Snapshotter) keepUsers(dir string, users []string) {
+	if err := layerstore.NoteUsers(dir, users); err != nil {
+		s.log.Warn("who uses a lazy layer that nobody has answered for is not kept", "path", dir, "cause", err)
+	}
+}
+
+// notePoisoned says who must be restarted: what no process has found before, and the rest once for each start of a daemon.
+func (s *Snapshotter) notePoisoned(dir string, p Poisoned, found bool) {
+	if found || !s.brief {
+		s.log.Error("while neither the daemon nor the keeper was there, containers may have read zeros instead of data of this layer: restart them",
+			"instance", p.Instance.ID, "layer", p.Instance.Layer, "snapshots", p.Users)
+	}
 	s.poison.mu.Lock()
 	defer s.poison.mu.Unlock()
 	if s.poison.all == nil {

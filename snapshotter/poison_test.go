@@ -93,11 +93,21 @@ func TestPoisonedGo(t *testing.T) {
 	}
 	must(t, s.Close())
 
-	// The next process says it again, as far as it knows.
-	w.log.Reset()
-	s = w.start()
-	if p := s.Poisoned(); len(p) != 1 || !strings.Contains(w.log.String(), "restart them") {
-		t.Errorf("poisoned: %+v; log:\n%s", p, w.log)
+	// The next processes know it, and say it again unless they are one of many.
+	for i, brief := range []bool{false, true, true, false} {
+		if i > 0 {
+			must(t, s.Close())
+		}
+		w.log.Reset()
+		o := w.options()
+		o.Brief = brief
+		s = start(t, o)
+		if p := s.Poisoned(); len(p) != 1 || !slices.Equal(p[0].Users, []string{"view"}) {
+			t.Errorf("poisoned: %+v", p)
+		}
+		if said := strings.Count(w.log.String(), "restart them"); (said == 1) == brief || said > 1 || said == 1 && !strings.Contains(w.log.String(), "snapshots=[view]") {
+			t.Errorf("brief %v; log:\n%s", brief, w.log)
+		}
 	}
 	must(t, f.Close())
 	if len(s.Poisoned()) != 1 {
@@ -180,9 +190,18 @@ func TestOrphansAtStart(t *testing.T) {
 			must(t, s.Close())
 			w.demand.serves[dirs[0]] = c.served
 
-			s = w.start()
-			if p := s.Poisoned(); (len(p) == 1) != c.poisoned || len(p) > 0 && p[0].Instance.ID != inst.ID {
-				t.Errorf("poisoned: %+v", p)
+			for i := range 2 { // mount commands: the second has nothing new to say
+				w.log.Reset()
+				o := w.options()
+				o.Brief = true
+				s = start(t, o)
+				if p := s.Poisoned(); (len(p) == 1) != c.poisoned || len(p) > 0 && p[0].Instance.ID != inst.ID {
+					t.Errorf("poisoned: %+v", p)
+				}
+				if said := strings.Contains(w.log.String(), "restart them"); said != (c.poisoned && i == 0) {
+					t.Errorf("log of command %d:\n%s", i, w.log)
+				}
+				must(t, s.Close())
 			}
 			fi, err := os.Stat(filepath.Join(dirs[0], blob.DataName))
 			if there := err == nil; there != c.there || there && (fi.Size() == 0) != c.poisoned {

@@ -138,6 +138,8 @@ type Options struct {
 	// Keep is how many bytes of layers that nothing refers to are kept beyond the grace, for reuse; those used last. They take part of the
 	// disk only while a fifth of it is free. Zero keeps none.
 	Keep int64
+	// Brief says that the process ends soon, and is one of many: what was said of the root before is not said again.
+	Brief bool
 	// Layers are the options of the layer store. Log, Lost and MakeRoom are set by New.
 	Layers layerstore.Options
 }
@@ -167,6 +169,7 @@ type Snapshotter struct {
 	lazy    *lazy.Loader
 	demand  OnDemand
 	poison  poisoned
+	brief   bool
 	remote  *remote.Puller
 	meta    *storage.MetaStore
 	overlay []string // options of all our overlay mounts
@@ -200,6 +203,7 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 		keep:        opts.Keep,
 		lazy:        opts.Lazy,
 		demand:      opts.OnDemand,
+		brief:       opts.Brief,
 		overlay:     overlayOptions(),
 		wakeConvert: make(chan struct{}, 1),
 		wakeCollect: make(chan struct{}, 1),

@@ -14,6 +14,7 @@
 //	layers/.building-<id>/      work in progress
 //	layers/.broken-<id>/        what Open found damaged; kept for whoever wants to look, never used
 //	orphans/<random>/           lazy instances that were discarded while data were missing: a container may still read from them
+//	        users.json          of one that nobody has answered for: who was using it, see NoteUsers
 //	removing/                   what is being deleted, of the store and of its caller
 //
 // # What becomes visible when
