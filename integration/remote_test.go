@@ -179,14 +179,20 @@ func (k kubelet) pullsAndRuns(image string, auth *cri.AuthConfig) {
 	k.t.Helper()
 	ref := k.Ref(image)
 	k.pulls(ref, auth)
-	if auth != nil { // nobody gives credentials for the image of a pod's sandbox
-		_, err := k.images.PullImage(k.ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: k.Ref("pause-gzip")}, Auth: auth})
-		k.must(err)
+	if auth != nil {
+		k.pullsPause(auth)
 	}
 	k.cameFromDaemon(image)
 	k.runsPod(ref, k.executes)
 	k.removesAllImages()
 	k.released()
+}
+
+// pullsPause pulls the image of a pod's sandbox, for which nobody gives credentials later.
+func (k kubelet) pullsPause(auth *cri.AuthConfig) {
+	k.t.Helper()
+	_, err := k.images.PullImage(k.ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: k.Ref("pause-gzip")}, Auth: auth})
+	k.must(err)
 }
 
 // allConverted is an error while a layer is still a directory.
