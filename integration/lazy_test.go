@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,15 +60,13 @@ func lazyLife(t *testing.T, p program, format string) {
 	s.runs(p, ref)
 	s.fetchedPart(image)
 	got := s.view(s.Plugin(), s.topChain(ref))
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref)
 
 	eager := newStory(t, storyTime, remoteOptions(lab.Options{Images: []string{image}, DaemonConfig: "[lazy]\nenabled = false\n"}))
 	eagerRef := eager.pull(image)
 	want := eager.view(eager.Plugin(), eager.topChain(eagerRef))
 	same(t, asIndexed(format, want), asIndexed(format, got))
-	eager.removeImages(eagerRef)
-	eager.released()
+	eager.endsWithNothing(eagerRef)
 }
 
 // asIndexed is a tree as the index of a format knows it.
@@ -134,6 +133,33 @@ func TestLazyCRI(t *testing.T) {
 	}
 }
 
+// newLazyBox is a story with a container, "box", of an image most of whose data are missing.
+func newLazyBox(t *testing.T, daemonConfig string) (s *story, ref string) {
+	t.Helper()
+	const image = "nginx-" + estargzFormat
+	s = newLazyStory(t, storyTime, lab.Options{Images: []string{image}, DaemonConfig: daemonConfig})
+	ref = s.pull(image)
+	s.startIdle(ref, "box")
+	return s, ref
+}
+
+// endsWithNothing ends containers, removes their image, and expects that nothing of them is left.
+func (s *story) endsWithNothing(ref string, containers ...string) {
+	s.t.Helper()
+	for _, id := range containers {
+		s.end(id)
+	}
+	s.removeImages(ref)
+	s.released()
+}
+
+// restartsDaemon ends the daemon and starts another one.
+func (s *story) restartsDaemon(end func() error) {
+	s.t.Helper()
+	s.must(end())
+	s.must(s.StartSnapshotter(s.ctx))
+}
+
 // startIdle starts a container whose own programs are here, so that it lives on what happens to others.
 func (s *story) startIdle(ref, id string) {
 	s.t.Helper()
@@ -144,10 +170,7 @@ func (s *story) startIdle(ref, id string) {
 
 // TestLazyBackground: what nobody reads is fetched after a while, and the whole layer checked; then neither registry nor daemon is needed.
 func TestLazyBackground(t *testing.T) {
-	const image = "nginx-estargz"
-	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}, DaemonConfig: "[lazy]\nbackground_delay = \"100ms\"\n"})
-	ref := s.pull(image)
-	s.startIdle(ref, "box")
+	s, ref := newLazyBox(t, "[lazy]\nbackground_delay = \"100ms\"\n")
 	s.within(time.Minute, "all layers complete", func() error { return s.layersIn("complete") })
 	s.within(time.Minute, "all layers checked", func() error {
 		status, err := s.status()
@@ -163,17 +186,12 @@ func TestLazyBackground(t *testing.T) {
 	s.must(s.KillKeeper())
 	s.readsRight("box")
 	s.must(s.StartSnapshotter(s.ctx))
-	s.end("box")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box")
 }
 
 // TestLazyRestart: a container does not notice that the daemon is stopped, killed or replaced; those who read missing data wait.
 func TestLazyRestart(t *testing.T) {
-	const image = "nginx-estargz"
-	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}})
-	ref := s.pull(image)
-	s.startIdle(ref, "box")
+	s, ref := newLazyBox(t, "")
 	for _, end := range []func() error{s.StopSnapshotter, s.KillSnapshotter} {
 		s.must(end())
 		read := make(chan error, 1)
@@ -186,39 +204,32 @@ func TestLazyRestart(t *testing.T) {
 		s.must(<-read)
 	}
 	s.readsRight("box")
-	s.end("box")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box")
 }
 
 // TestLazyPatience: without a daemon for longer than the keeper waits, readers get errors, neither zeros nor silence; with it they read.
 func TestLazyPatience(t *testing.T) {
-	const image = "nginx-estargz"
-	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}, DaemonConfig: quietConfig + "[keeper]\npatience = \"1s\"\n"})
-	ref := s.pull(image)
-	s.startIdle(ref, "box")
+	s, ref := newLazyBox(t, quietConfig+"[keeper]\npatience = \"1s\"\n")
 	s.must(s.KillSnapshotter())
 	if _, err := s.tryExec("box", "sha256sum /usr/bin/perl* >/dev/null"); err == nil {
 		t.Error("missing data were read without a daemon")
 	}
 	s.must(s.StartSnapshotter(s.ctx))
 	s.readsRight("box")
-	s.end("box")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box")
 }
 
 // TestLazyPoisoned: when daemon and keeper are lost together, nobody reads anything wrong after the restart, and who may have is named.
 func TestLazyPoisoned(t *testing.T) {
-	const image = "nginx-estargz"
-	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}})
-	ref := s.pull(image)
-	s.startIdle(ref, "box")
+	s, ref := newLazyBox(t, "")
 	s.exec("box", "sha256sum /bin/ls") // something is present
-	s.must(errors.Join(s.KillSnapshotter(), s.KillKeeper()))
-	s.must(s.StartSnapshotter(s.ctx))
+	s.restartsDaemon(func() error { return errors.Join(s.KillSnapshotter(), s.KillKeeper()) })
 	if log := s.daemonLog(); !strings.Contains(log, "restart them") || !strings.Contains(log, "box") {
 		t.Errorf("the container is not named:\n%s", log)
+	}
+	s.restartsDaemon(s.StopSnapshotter)
+	if users := s.mustRestart(); !slices.Equal(users, []string{"box"}) {
+		t.Errorf("after another restart %q are to be restarted", users)
 	}
 	if err := s.tryRead("box"); err == nil {
 		t.Error("the old container read everything, with data that nobody answered for")
@@ -227,18 +238,29 @@ func TestLazyPoisoned(t *testing.T) {
 	}
 	s.start(ref, "new", "sleep", "1000")
 	s.readsRight("new")
-	s.end("box")
-	s.end("new")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box", "new")
+}
+
+// mustRestart are the names of the containers of which the daemon says that they must be restarted.
+func (s *story) mustRestart() (names []string) {
+	s.t.Helper()
+	status, err := s.status()
+	s.must(err)
+	for _, l := range status.Layers {
+		if l.Lazy == nil || !l.Lazy.Poisoned {
+			continue
+		}
+		for _, user := range l.Lazy.Users {
+			names = append(names, path.Base(user)) // namespace and number are before it
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // TestLazyRegistryStops: with the registry gone readers get errors after the deadline; one that is killed while it waits ends at once.
 func TestLazyRegistryStops(t *testing.T) {
-	const image = "nginx-estargz"
-	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}, DaemonConfig: quietConfig + "deadline = \"3s\"\n"})
-	ref := s.pull(image)
-	s.startIdle(ref, "box")
+	s, ref := newLazyBox(t, quietConfig+"deadline = \"3s\"\n")
 	s.StopRegistry()
 	began := time.Now()
 	if _, err := s.tryExec("box", "head -c 4096 /usr/bin/perl >/dev/null"); err == nil {
@@ -250,20 +272,15 @@ func TestLazyRegistryStops(t *testing.T) {
 		!strings.Contains(out, "killed") || time.Since(began) > 2*time.Second {
 		t.Errorf("a reader that was killed: %q, %v, after %v", out, err, time.Since(began))
 	}
-	s.end("box")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box")
 }
 
 // TestLazyRemoval: everything is taken away from a running container whose data are missing, and its image pulled again. It goes on reading
 // right bytes; when it ends, everything of it is released.
 func TestLazyRemoval(t *testing.T) {
-	const image = "nginx-estargz"
-	s := newLazyStory(t, storyTime, lab.Options{Images: []string{image}})
-	ref := s.pull(image)
-	s.startIdle(ref, "first")
+	s, ref := newLazyBox(t, "")
 	s.noteSuperblocks()
-	s.ctr("snapshots", "--snapshotter", s.Plugin(), "rm", "first")
+	s.ctr("snapshots", "--snapshotter", s.Plugin(), "rm", "box")
 	s.removeImages(ref)
 	s.within(releaseTime, "layers gone", func() error {
 		if left := s.instances(); len(left) > 0 {
@@ -271,14 +288,13 @@ func TestLazyRemoval(t *testing.T) {
 		}
 		return nil
 	})
-	s.readsRight("first")
+	s.readsRight("box")
 	s.must(s.tryPull(ref))
 	s.start(ref, "second", "sleep", "1000")
 	s.readsRight("second")
-	s.must(s.KillSnapshotter())
-	s.must(s.StartSnapshotter(s.ctx))
-	s.exec("first", "cat /usr/bin/* >/dev/null")
-	s.end("first")
+	s.restartsDaemon(s.KillSnapshotter)
+	s.exec("box", "cat /usr/bin/* >/dev/null")
+	s.end("box")
 	s.within(10*time.Second, "orphans released", func() error {
 		left, err := filepath.Glob(filepath.Join(s.SnapshotterRoot(), "orphans/*"))
 		if err != nil || len(left) > 0 {
@@ -287,7 +303,5 @@ func TestLazyRemoval(t *testing.T) {
 		return nil
 	})
 	s.readsRight("second")
-	s.end("second")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "second")
 }

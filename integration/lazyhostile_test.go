@@ -48,6 +48,20 @@ func dataLayer(t *testing.T) stargzlayer.Layer {
 	}), estargz.WithChunkSize(64<<10))
 }
 
+// newHostileStory is a story for such layers, with more of the table lazy.
+func newHostileStory(t *testing.T, more string) *story {
+	t.Helper()
+	return newLazyStory(t, storyTime, lab.Options{DaemonConfig: hostileConfig + more})
+}
+
+// pullsAndStarts pulls an image of onBusybox, and starts a container of it, "box".
+func (s *story) pullsAndStarts(ref string) {
+	s.t.Helper()
+	s.must(s.tryPull(ref))
+	s.neverFellBack()
+	s.start(ref, "box", "sleep", "1000")
+}
+
 // onBusybox composes and pushes an image of busybox and a layer, and returns its reference.
 func (s *story) onBusybox(name string, top stargzlayer.Layer) string {
 	s.t.Helper()
@@ -118,24 +132,34 @@ func (s *story) verified(layer digest.Digest) string {
 	return ""
 }
 
-// TestLyingIndex: the table of contents gives each of two files the other's contents, with every digest right. The containers that run are named
-// when the check of the whole layer finds it, and new ones get what the tar says.
-func TestLyingIndex(t *testing.T) {
-	s := newLazyStory(t, storyTime, lab.Options{DaemonConfig: hostileConfig + "background_delay = \"4s\"\n"})
-	liar := dataLayer(t).Swapped(t, "data/one", "data/two")
-	ref := s.onBusybox("lying-v1", liar)
-	s.must(s.tryPull(ref))
-	s.neverFellBack()
-	s.start(ref, "box", "sleep", "1000")
-	if got := s.sumIn("box", "/data/one"); got != digest.FromBytes(dataFile("two")).String() {
-		t.Errorf("the container reads %s, which is not what the index says", got)
-	}
+// findsOut waits until the check of a layer has failed.
+func (s *story) findsOut(liar stargzlayer.Layer) {
+	s.t.Helper()
 	s.within(time.Minute, "it is found out", func() error {
 		if v := s.verified(liar.Digest); !strings.HasPrefix(v, "failed: ") {
 			return fmt.Errorf("checked: %q", v)
 		}
 		return nil
 	})
+}
+
+// shownAs expects that a container reads a file of dataLayer with the contents that one of its files has.
+func (s *story) shownAs(container, file, contents string) {
+	s.t.Helper()
+	if got, want := s.sumIn(container, "/data/"+file), digest.FromBytes(dataFile(contents)).String(); got != want {
+		s.t.Errorf("the container %s reads %s of data/%s, want %s, that is data/%s", container, got, file, want, contents)
+	}
+}
+
+// TestLyingIndex: the table of contents gives each of two files the other's contents, with every digest right. The containers that run are named
+// when the check of the whole layer finds it, and new ones get what the tar says.
+func TestLyingIndex(t *testing.T) {
+	s := newHostileStory(t, "background_delay = \"4s\"\n")
+	liar := dataLayer(t).Swapped(t, "data/one", "data/two")
+	ref := s.onBusybox("lying-v1", liar)
+	s.pullsAndStarts(ref)
+	s.shownAs("box", "one", "two") // as the index says
+	s.findsOut(liar)
 	if log := s.daemonLog(); !strings.Contains(log, "not what its image says") || !strings.Contains(log, "box") || !strings.Contains(log, "data/one") {
 		t.Errorf("layer and container are not named:\n%s", log)
 	}
@@ -149,26 +173,20 @@ func TestLyingIndex(t *testing.T) {
 	})
 	s.noteSuperblocks()
 	for _, name := range []string{"one", "two"} {
-		if got, want := s.sumIn("new", "/data/"+name), digest.FromBytes(dataFile(name)).String(); got != want {
-			t.Errorf("the new container reads %s of %s, want %s", got, name, want)
-		}
+		s.shownAs("new", name, name)
 	}
 	s.sumIn("box", "/data/two") // it lives
-	s.end("box")
-	s.end("new")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box", "new")
 }
 
 // TestLyingDiffID: an image whose configuration claims another diffID for a layer, so that its chain ID may be that of another image. When that is
 // found there are no new containers of it, for the layer has no better form, also after a restart.
 func TestLyingDiffID(t *testing.T) {
-	s := newLazyStory(t, storyTime, lab.Options{DaemonConfig: hostileConfig + "background_delay = \"4s\"\n"})
+	s := newHostileStory(t, "background_delay = \"4s\"\n")
 	liar := dataLayer(t)
 	liar.DiffID = digest.FromString("another image's layer")
 	ref := s.onBusybox("claims-v1", liar)
-	s.must(s.tryPull(ref))
-	s.start(ref, "box", "sleep", "1000")
+	s.pullsAndStarts(ref)
 	refused := func() {
 		t.Helper()
 		_, err := s.Ctr(s.ctx, "run", "--rm", "--snapshotter", s.Plugin(), ref, "new", "true")
@@ -178,32 +196,24 @@ func TestLyingDiffID(t *testing.T) {
 			t.Errorf("the error does not say why: %v", err)
 		}
 	}
-	s.within(time.Minute, "it is found out", func() error {
-		if v := s.verified(liar.Digest); !strings.HasPrefix(v, "failed: ") {
-			return fmt.Errorf("checked: %q", v)
-		}
-		return nil
-	})
+	s.findsOut(liar)
 	refused()
-	s.must(s.KillSnapshotter())
-	s.must(s.StartSnapshotter(s.ctx))
+	s.restartsDaemon(s.KillSnapshotter)
 	refused()
 	s.sumIn("box", "/data/one") // it lives
-	s.end("box")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box")
 }
 
 // TestWithoutTrust: images of repositories that are not in lazy.trust are pulled as a whole.
 func TestWithoutTrust(t *testing.T) {
-	s := newLazyStory(t, storyTime, lab.Options{DaemonConfig: hostileConfig + "trust = [\"registry.example/*\", \"{{.Host}}/other\"]\n"})
+	s := newHostileStory(t, "trust = [\"registry.example/*\", \"{{.Host}}/other\"]\n")
 	l := dataLayer(t)
 	s.pulledWhole(s.onBusybox("stranger-v1", l), l, "untrusted")
 }
 
 // TestBrokenIndexes: a layer whose index is not what its manifest says, or nothing at all, is pulled as a whole.
 func TestBrokenIndexes(t *testing.T) {
-	s := newLazyStory(t, storyTime, lab.Options{DaemonConfig: hostileConfig})
+	s := newHostileStory(t, "")
 	honest := dataLayer(t)
 	for name, l := range map[string]stargzlayer.Layer{
 		"footer": honest.WithBlob(t, func(blob []byte) { blob[len(blob)-15]++ }), // a letter of the magic
@@ -212,8 +222,7 @@ func TestBrokenIndexes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.pulledWhole(s.onBusybox(name+"-v1", l), l, "broken-index")
-			s.must(s.StopSnapshotter()) // it counts from the start
-			s.must(s.StartSnapshotter(s.ctx))
+			s.restartsDaemon(s.StopSnapshotter) // it counts from the start
 		})
 	}
 }
@@ -232,32 +241,27 @@ func (s *story) pulledWhole(ref string, l stargzlayer.Layer, reason string) {
 		}
 	}
 	s.start(ref, "box", "sleep", "1000")
-	if got, want := s.sumIn("box", "/data/one"), digest.FromBytes(dataFile("one")).String(); got != want {
-		s.t.Errorf("the container reads %s, want %s", got, want)
-	}
-	s.end("box")
-	s.removeImages(ref)
-	s.released()
+	s.shownAs("box", "one", "one")
+	s.endsWithNothing(ref, "box")
 }
 
-// flipEvery is the distance of the bits that a flipper changes, in bytes.
-const flipEvery = 100 << 10
-
-// flipper is a mirror of the registry that changes bits of blobs while it is on.
+// flipper is a mirror of the registry that changes a bit of blobs every so many bytes while it is on.
 type flipper struct {
 	*netproxy.Server
+	every   int64
 	on      atomic.Bool
 	flipped atomic.Int64
 }
 
-func (s *story) flipper() *flipper {
+// flipper makes one for blobs whose paths contain a text.
+func (s *story) flipper(blobs string, every int64) *flipper {
 	s.t.Helper()
-	f := &flipper{}
+	f := &flipper{every: every}
 	forward, err := netproxy.NewForward(s.RegistryURL(), nil)
 	s.must(err)
 	forward.ModifyResponse = func(resp *http.Response) error {
-		if f.on.Load() && strings.Contains(resp.Request.URL.Path, "/blobs/") {
-			resp.Body = &flippedBody{ReadCloser: resp.Body, f: f, next: rand.Int64N(64 << 10)} // of one extent, or more
+		if f.on.Load() && strings.Contains(resp.Request.URL.Path, blobs) {
+			resp.Body = &flippedBody{ReadCloser: resp.Body, f: f, next: rand.Int64N(min(every, 64<<10))} // of one extent, or more
 		}
 		return nil
 	}
@@ -267,7 +271,7 @@ func (s *story) flipper() *flipper {
 	return f
 }
 
-// flippedBody changes a bit every flipEvery bytes, from next on.
+// flippedBody changes a bit every so many bytes, from next on.
 type flippedBody struct {
 	io.ReadCloser
 	f        *flipper
@@ -276,7 +280,7 @@ type flippedBody struct {
 
 func (b *flippedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	for ; b.next < b.at+int64(n); b.next += flipEvery {
+	for ; b.next < b.at+int64(n); b.next += b.f.every {
 		p[b.next-b.at] ^= 1 << (b.next % 8)
 		b.f.flipped.Add(1)
 	}
@@ -296,21 +300,17 @@ func (s *story) mirrors(urls ...string) {
 
 // TestCorruptMirror: a mirror that changes one bit in 100 KiB. Nothing of that reaches a reader, and the next mirror has what is right.
 func TestCorruptMirror(t *testing.T) {
-	s := newLazyStory(t, storyTime, lab.Options{DaemonConfig: hostileConfig + "background = false\n"})
-	bad := s.flipper()
+	s := newHostileStory(t, "background = false\n")
+	bad := s.flipper("/blobs/", 100<<10)
 	good, err := s.Mirror()
 	s.must(err)
 	s.mirrors(bad.URL(), good.URL())
 	ref := s.onBusybox("bits-v1", dataLayer(t))
-	s.must(s.tryPull(ref))
-	s.neverFellBack()
-	s.start(ref, "box", "sleep", "1000")
+	s.pullsAndStarts(ref)
 	before := s.metric("erofs_snapshotter_lazy_failures_total")
 	bad.on.Store(true)
 	for _, name := range []string{"one", "two"} {
-		if got, want := s.sumIn("box", "/data/"+name), digest.FromBytes(dataFile(name)).String(); got != want {
-			t.Errorf("the container reads %s of %s, want %s", got, name, want)
-		}
+		s.shownAs("box", name, name)
 	}
 	corrupt := s.metric("erofs_snapshotter_lazy_corrupt_extents_total")
 	t.Logf("%d bits changed, %v extents were corrupt", bad.flipped.Load(), corrupt)
@@ -320,19 +320,34 @@ func TestCorruptMirror(t *testing.T) {
 	if n := s.metric("erofs_snapshotter_lazy_failures_total") - before; n > 0 {
 		t.Errorf("%v requests of the kernel failed", n)
 	}
-	s.end("box")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box")
+}
+
+// TestCorruptIndex: of an index that one mirror spoils the next mirror is asked, so that the layer is loaded on demand all the same.
+func TestCorruptIndex(t *testing.T) {
+	s := newHostileStory(t, "background = false\n")
+	l := dataLayer(t)
+	bad := s.flipper("/blobs/"+l.Digest.String(), 64) // nothing that could be an index, wherever it is
+	good, err := s.Mirror()
+	s.must(err)
+	s.mirrors(bad.URL(), good.URL())
+	bad.on.Store(true)
+	ref := s.onBusybox("index-v1", l)
+	s.pullsAndStarts(ref)
+	if n := s.metric("erofs_snapshotter_lazy_corrupt_indexes_total"); n != 1 || s.verified(l.Digest) == "" {
+		t.Errorf("%v indexes were corrupt, want one; the check of the lazy layer: %q", n, s.verified(l.Digest))
+	}
+	s.shownAs("box", "one", "one")
+	s.endsWithNothing(ref, "box")
 }
 
 // TestCorruptRegistry: without a mirror that has it right, readers get errors, and never a wrong byte; what is right when it comes is read.
 func TestCorruptRegistry(t *testing.T) {
-	s := newLazyStory(t, storyTime, lab.Options{DaemonConfig: hostileConfig + "background = false\ndeadline = \"3s\"\n"})
-	bad := s.flipper()
+	s := newHostileStory(t, "background = false\ndeadline = \"3s\"\n")
+	bad := s.flipper("/blobs/", 100<<10)
 	s.mirrors(bad.URL())
 	ref := s.onBusybox("bits-v1", dataLayer(t))
-	s.must(s.tryPull(ref))
-	s.start(ref, "box", "sleep", "1000")
+	s.pullsAndStarts(ref)
 	bad.on.Store(true)
 	if out, err := s.tryExec("box", "cat /data/one >/dev/null"); err == nil || !strings.Contains(err.Error(), "Input/output error") {
 		t.Errorf("the container has read everything: %q, %v", out, err)
@@ -348,13 +363,9 @@ func TestCorruptRegistry(t *testing.T) {
 		return err
 	})
 	for _, name := range []string{"one", "two"} {
-		if got, want := s.sumIn("box", "/data/"+name), digest.FromBytes(dataFile(name)).String(); got != want {
-			t.Errorf("the container reads %s of %s, want %s", got, name, want)
-		}
+		s.shownAs("box", name, name)
 	}
-	s.end("box")
-	s.removeImages(ref)
-	s.released()
+	s.endsWithNothing(ref, "box")
 }
 
 // readsRightOrNothing reads pages of a file in a layer's mount, some in each extent, until so many have failed, with EIO.

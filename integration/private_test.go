@@ -23,11 +23,9 @@ func TestPrivateImage(t *testing.T) {
 			k.pulls(ref, &credentials)
 			k.pullsPause(&credentials)
 			k.runsPod(ref, func(container string) {
-				k.must(k.StopSnapshotter())
-				k.must(k.StartSnapshotter(k.ctx))
+				k.restartsDaemon(k.StopSnapshotter)
 				k.readsMissing(container, image, "/usr/bin/perl*")
-				k.must(k.KillSnapshotter())
-				k.must(k.StartSnapshotter(k.ctx))
+				k.restartsDaemon(k.KillSnapshotter)
 				k.readsMissing(container, image, "/usr/lib/x86_64-linux-gnu/lib[a-m]*")
 			})
 			k.neverFellBack()

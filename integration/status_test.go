@@ -2,11 +2,6 @@ package integration
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"net"
-	"net/http"
-	"path/filepath"
 	"time"
 )
 
@@ -19,6 +14,8 @@ type daemonStatus struct {
 		Lazy                                  *struct {
 			Bytes, PresentBytes, Faults, Failed int64
 			Verified                            string
+			Poisoned                            bool
+			Users                               []string
 		}
 	}
 	Pulls []struct {
@@ -33,21 +30,8 @@ type daemonStatus struct {
 
 // status asks the daemon over its admin socket.
 func (s *story) status() (status daemonStatus, err error) {
-	socket := filepath.Join(filepath.Dir(s.SnapshotterAddress()), "admin.sock")
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}
-	resp, err := client.Get("http://daemon/v1/status")
-	if err != nil {
-		return status, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return status, errors.New(resp.Status)
-	}
-	return status, json.NewDecoder(resp.Body).Decode(&status)
+	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
+	defer cancel()
+	err = s.Status(ctx, &status)
+	return status, err
 }
