@@ -48,6 +48,63 @@ func TestDeny(t *testing.T) {
 	}
 }
 
+// What waits now is denied, and what comes later waits.
+func TestDenyWaiting(t *testing.T) {
+	l, g, f := watched(t, 4<<20)
+	deny := func(least, most int) {
+		t.Helper()
+		if n, err := g.DenyWaiting(t.Context()); err != nil || n < least || n > most {
+			t.Fatalf("denied %d, %v, want %d to %d", n, err, least, most)
+		}
+	}
+	left := leave(t, l, g, f, 10)
+	waiting := l.read(t, 11)
+	eventually(t, "an event in the queue", func() bool { return queued(t, g) > 0 })
+	deny(2, 8) // the kernel tries again to read what it could not
+	for len(left)+len(waiting) < 2 {
+		deny(0, 8)
+	}
+	for i, r := range []reading{left, waiting} {
+		if err := r.wait(t); !errors.Is(err, unix.EIO) {
+			t.Errorf("read %d: got %v, want EIO", i, err)
+		}
+	}
+	deny(0, 0)
+	later := l.read(t, 12)
+	eventually(t, "an event in the queue", func() bool { return queued(t, g) > 0 })
+	if n := leftInJournal(t, g); n != 0 {
+		t.Errorf("%d events are left", n)
+	}
+	f.before = nil
+	serve(t, g, f)
+	must(t, later.wait(t))
+}
+
+// A group with many readers does not keep its caller from other groups.
+func TestDenyWaitingEnds(t *testing.T) {
+	const readers = slots + 10
+	l, g, _ := watched(t, 1<<20)
+	var waiting []reading
+	for i := range int64(readers) {
+		waiting = append(waiting, l.read(t, i))
+	}
+	eventually(t, "all events in the queue", func() bool { return queued(t, g) == readers })
+	for ended := 0; ended < readers; {
+		if n, err := g.DenyWaiting(t.Context()); err != nil || n > slots {
+			t.Fatalf("denied %d, %v, want at most %d", n, err, slots)
+		}
+		ended = 0
+		for _, r := range waiting {
+			ended += len(r)
+		}
+	}
+	for i, r := range waiting {
+		if err := r.wait(t); !errors.Is(err, unix.EIO) {
+			t.Errorf("read %d: got %v, want EIO", i, err)
+		}
+	}
+}
+
 // A reader that is killed while it waits dies at once, and its event is no trouble to anybody.
 func TestKilledReader(t *testing.T) {
 	l, g, f := watched(t, 1<<20)

@@ -17,8 +17,9 @@
 //
 // When the last descriptor of a group is closed, the kernel lets every read pass, and holes are read as zeros that stay in the page
 // cache. So another process, the keeper, holds a copy of each group, and reads wait while nobody answers. Serve answers by a Filler; Deny
-// is for a keeper whose daemon does not come back, and answers with an I/O error; Finish ends the watch when the data is complete. They
-// exclude each other, in one process and between processes: a lock on the journal is held while they run, and goes with its process.
+// and DenyWaiting, which is for a keeper whose daemon does not come back, answer with an I/O error; Finish ends the watch when the data is
+// complete. They exclude each other, in one process and between processes: a lock on the journal is held while they run, and goes with
+// its process.
 //
 // # The journal
 //

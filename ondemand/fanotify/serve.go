@@ -55,21 +55,49 @@ func (s *session) fill(e event, f Filler) {
 }
 
 // Deny answers every event of the group with an I/O error, beginning with those that a predecessor left, until ctx ends, and says how
-// many those were. It is for a keeper whose daemon does not come back. Each answer is given at once, so nothing is left when it returns. It
-// fails if the daemon is there all the same and only does not answer: two processes must not answer one group.
+// many those were. It is for a group that cannot be served. Each answer is given at once, so nothing is left when it returns. It fails if
+// another process answers, or has the right to and only does not: two must not answer one group.
 func (g *Group) Deny(ctx context.Context) (denied int, err error) {
 	s, err := g.begin(ctx)
 	if s == nil {
 		return 0, err
 	}
 	defer s.end()
-	handle := func(e event) bool {
-		denied++
-		g.counts.failed.Add(1)
-		return s.settle(e, refuse)
-	}
+	handle := s.denier(&denied)
 	for _, e := range s.legacy() {
 		handle(e)
 	}
 	return denied, s.run(handle)
+}
+
+// DenyWaiting is Deny for what waits now, for a keeper whose daemon does not come back: it has many groups, and no goroutine for each. It
+// returns when nothing waits, or after as many events as there are slots, for other groups have readers too.
+func (g *Group) DenyWaiting(ctx context.Context) (denied int, err error) {
+	s, err := g.begin(ctx)
+	if s == nil {
+		return 0, err
+	}
+	defer s.end()
+	deny := s.denier(&denied)
+	for _, e := range s.legacy() {
+		deny(e)
+	}
+	slot := -1
+	s.drain(&slot, func(e event) bool {
+		free := deny(e)
+		if denied >= slots {
+			s.stop()
+		}
+		return free
+	})
+	return denied, s.err()
+}
+
+// denier refuses events, and counts them.
+func (s *session) denier(denied *int) handler {
+	return func(e event) bool {
+		*denied++
+		s.g.counts.failed.Add(1)
+		return s.settle(e, refuse)
+	}
 }
