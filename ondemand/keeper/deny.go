@@ -2,7 +2,7 @@ package keeper
 
 import (
 	"context"
-	"maps"
+	"log/slog"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -10,25 +10,43 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 )
 
-// refuser answers all events of one group with EIO. *fanotify.Group is one.
+// refuser answers with EIO what waits in one group. *fanotify.Group is one.
 type refuser interface {
-	Deny(ctx context.Context) (denied int, err error)
+	DenyWaiting(ctx context.Context) (denied int, err error)
 	Stats() fanotify.Stats
 	Close() error
 }
 
-// denial is the time in which the keeper answers.
+// deniers is how many groups are answered at a time. It takes microseconds, unless a dying process still has one of them.
+const deniers = 8
+
+// denial is the time in which the keeper answers. A group has memory and descriptors of its own only while events of it are answered; in
+// between it is a number in poll: so denying for a thousand takes no more memory than holding them.
 type denial struct {
+	adopt  func(string, entry) (refuser, error)
+	log    *slog.Logger
+	poll   *poll
+	groups []*denied
+	due    chan *denied // something may wait in it
 	stop   context.CancelFunc
-	groups sync.WaitGroup
+	work   sync.WaitGroup
 
 	mu     sync.Mutex
 	ended  int64
 	active map[refuser]struct{}
 }
 
-// denied is how many events have been answered. It is 0 for a nil denial.
-func (d *denial) denied() int64 {
+// denied is a group that the keeper answers. It belongs to one goroutine at a time.
+type denied struct {
+	entry
+	name   string
+	number int32 // in denial.groups
+	polled bool
+	said   string // the last error
+}
+
+// count is how many events have been answered. It is 0 for a nil denial.
+func (d *denial) count() int64 {
 	if d == nil {
 		return 0
 	}
@@ -54,17 +72,25 @@ func (s *server) startDenying() error {
 	if err := s.retire(process{}, 0); err != nil {
 		return err
 	}
-	d := &denial{active: map[refuser]struct{}{}}
+	poll, err := newPoll()
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancel(s.ctx)
-	d.stop = stop
+	d := &denial{
+		adopt: s.adopt, log: s.log, poll: poll, due: make(chan *denied), stop: stop, active: map[refuser]struct{}{},
+	}
 	s.mu.Lock()
 	s.denial = d
-	held := maps.Clone(s.held) // does not change until a daemon comes
+	for name, e := range s.held { // does not change until a daemon comes
+		d.groups = append(d.groups, &denied{entry: e, name: name, number: int32(len(d.groups))})
+	}
 	away := time.Since(s.away)
 	s.mu.Unlock()
-	s.log.Error("no daemon: readers of missing data get I/O errors from now on", "held", len(held), "away", away.Round(time.Second))
-	for name, e := range held {
-		d.groups.Go(func() { s.denyAll(ctx, d, name, e) })
+	s.log.Error("no daemon: readers of missing data get I/O errors from now on", "held", len(d.groups), "away", away.Round(time.Second))
+	d.work.Go(func() { d.watch(ctx) })
+	for range deniers {
+		d.work.Go(func() { d.answer(ctx) })
 	}
 	return nil
 }
@@ -78,54 +104,80 @@ func (s *server) stopDenying() {
 		return
 	}
 	d.stop()
-	d.groups.Wait() // each answers what it has read, which takes no time
+	d.work.Wait() // each answers what it has read, which takes no time
+	d.poll.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.denial, s.grown = nil, true
-	s.wake()
-	n := d.denied()
+	s.denial = nil
+	n := d.count()
 	s.denied += n
 	s.log.Info("readers of missing data are not refused any more", "denied", n)
 }
 
-// shrink gives back the memory of a denial, which is several times what the keeper needs otherwise.
-func (s *server) shrink() {
-	s.mu.Lock()
-	grown := s.grown
-	s.grown = false
-	s.mu.Unlock()
-	if grown {
-		debug.FreeOSMemory()
+// watch has every group looked at once, for what a daemon has left, and then those in which something waits, until ctx ends.
+func (d *denial) watch(ctx context.Context) {
+	for _, g := range d.groups {
+		d.hand(ctx, g)
+	}
+	debug.FreeOSMemory() // what looking at all of them has taken
+	defer context.AfterFunc(ctx, d.poll.interrupt)()
+	for ctx.Err() == nil {
+		numbers, err := d.poll.wait()
+		if err != nil && ctx.Err() == nil {
+			d.log.Error("readers of missing data wait: what comes cannot be seen", "cause", err)
+			_ = sleep(ctx, retryWait)
+		}
+		for _, n := range numbers {
+			d.hand(ctx, d.groups[n])
+		}
 	}
 }
 
-// denyAll answers for one group until ctx ends. While it cannot, its readers wait.
-func (s *server) denyAll(ctx context.Context, d *denial, name string, e entry) {
-	said := ""
+// hand gives a group to a goroutine that has none.
+func (d *denial) hand(ctx context.Context, g *denied) {
+	select {
+	case d.due <- g:
+	case <-ctx.Done():
+	}
+}
+
+// answer answers for groups until ctx ends. While it cannot, their readers wait.
+func (d *denial) answer(ctx context.Context) {
 	for {
-		err := s.denyOnce(ctx, d, name, e)
-		if ctx.Err() != nil {
+		var g *denied
+		select {
+		case g = <-d.due:
+		case <-ctx.Done():
 			return
 		}
-		if err != nil && err.Error() != said {
-			said = err.Error()
-			s.log.Error("readers of missing data wait: nobody can answer", "name", name, "cause", err)
+		err := d.denyOnce(ctx, g)
+		if err == nil {
+			err = d.poll.arm(g)
 		}
-		if sleep(ctx, retryWait) != nil {
-			return
+		if err == nil || ctx.Err() != nil {
+			continue
 		}
+		if err.Error() != g.said {
+			g.said = err.Error()
+			d.log.Error("readers of missing data wait: nobody can answer", "name", g.name, "cause", err)
+		}
+		d.work.Go(func() {
+			_ = sleep(ctx, retryWait)
+			d.hand(ctx, g)
+		})
 	}
 }
 
-func (s *server) denyOnce(ctx context.Context, d *denial, name string, e entry) error {
-	r, err := s.adopt(name, e)
+// denyOnce answers what waits in a group.
+func (d *denial) denyOnce(ctx context.Context, g *denied) error {
+	r, err := d.adopt(g.name, g.entry)
 	if err != nil {
 		return err
 	}
 	d.mu.Lock()
 	d.active[r] = struct{}{}
 	d.mu.Unlock()
-	n, err := r.Deny(ctx)
+	n, err := r.DenyWaiting(ctx)
 	d.mu.Lock()
 	delete(d.active, r)
 	d.ended += int64(n)

@@ -99,8 +99,8 @@ type fakeRefuser struct {
 	name string
 }
 
-// Deny denies three events, one of them when it is about to end.
-func (r *fakeRefuser) Deny(ctx context.Context) (int, error) {
+// DenyWaiting denies three events, one of them when it is about to end. It never returns before, as if more and more readers came.
+func (r *fakeRefuser) DenyWaiting(ctx context.Context) (int, error) {
 	r.all.mu.Lock()
 	r.all.active[r.name] = true
 	r.all.mu.Unlock()

@@ -207,6 +207,61 @@ func TestReadersAreRefusedWithoutDaemon(t *testing.T) {
 	release(t, at)
 }
 
+// Without a daemon all readers of many blobs get EIO, those that waited and those that come, at the same time or much later; and with one
+// they read.
+func TestManyAreRefused(t *testing.T) {
+	testenv.Need(t, testenv.Root, preContent)
+	const blobs = 3 * deniers
+	at := address(t)
+	spawn(t, "keeper", at, "100ms").expect("ready")
+	c := dialOf(t, at)
+	var paths []string
+	for i := range blobs {
+		paths = append(paths, watched(t, c, fmt.Sprint(i)))
+	}
+	early := readPages(paths)
+	must(t, c.Release(timeout(t)))
+	for round := range 3 {
+		for range paths {
+			if err := <-early; !errors.Is(err, unix.EIO) {
+				t.Errorf("round %d: got %v, want EIO", round, err)
+			}
+		}
+		eventually(t, "the keeper answers", func() bool { return status(t, at).State == Denying })
+		early = readPages(paths)
+	}
+	for range paths {
+		<-early
+	}
+	if r := status(t, at); r.Denied < 3*blobs {
+		t.Errorf("%+v", r)
+	}
+	daemon := spawn(t, "filler", at)
+	daemon.expect(fmt.Sprint("serving ", blobs))
+	late := readPages(paths)
+	for range paths {
+		must(t, <-late)
+	}
+	daemon.kill()
+	release(t, at)
+}
+
+// readPages reads a page of each file.
+func readPages(paths []string) <-chan error {
+	errs := make(chan error, len(paths))
+	for _, path := range paths {
+		go func() {
+			f, err := os.Open(path)
+			if err == nil {
+				_, err = f.ReadAt(make([]byte, pageBytes), 0)
+				err = errors.Join(err, f.Close())
+			}
+			errs <- err
+		}()
+	}
+	return errs
+}
+
 // A blocked reader of a blob that is held by a keeper alone can be killed.
 func TestBlockedReaderCanBeKilled(t *testing.T) {
 	testenv.Need(t, testenv.Root, preContent)

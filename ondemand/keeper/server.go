@@ -45,7 +45,6 @@ type server struct {
 	away   time.Time // since when no daemon is connected, if none is
 	denial *denial   // nil unless this process answers; changed with turn held, too
 	denied int64     // by denials that have ended
-	grown  bool      // a denial has ended, and its memory was not given back
 	ending bool      // the signal has come
 	over   bool      // nothing is held any more
 	open   map[*conn]struct{}
@@ -217,7 +216,7 @@ func (s *server) report() Report {
 	defer s.mu.Unlock()
 	r := Report{
 		PID: os.Getpid(), Version: s.o.Version, State: Away, Patience: s.o.Patience,
-		Denied: s.denied + s.denial.denied(), Ending: s.ending, Secret: s.secret >= 0,
+		Denied: s.denied + s.denial.count(), Ending: s.ending, Secret: s.secret >= 0,
 	}
 	if s.last != nil && !s.last.hasLeft() {
 		r.DaemonPID = s.last.pid

@@ -141,7 +141,6 @@ func (s *server) watch(ctx context.Context) {
 		if told && s.mayEnd() {
 			return
 		}
-		s.shrink()
 		wait := s.lookAway()
 		if told {
 			wait = min(wait, endPoll)
