@@ -118,12 +118,13 @@ func TestReports(t *testing.T) {
 		{layer: "random1024m", way: curlFile, blobBytes: 1e9, took: 1500 * time.Millisecond},
 		{layer: "random1024m", way: curlNull, blobBytes: 1e9, took: 1 * time.Second},
 	})
-	writeMany(&text, []manyRow{{layers: 1000, daemon: 50 << 20, keeper: 30 << 20, daemonAfter: 100 << 20, ready: 3 * time.Second}})
+	writeMany(&text, []manyRow{{layers: 1000, daemon: 50 << 20, keeper: 30 << 20, daemonAfter: 100 << 20, ready: 3 * time.Second, keeperDenying: 15 << 20}})
 	for _, want := range []string{
 		"| incomplete | warm | 4 | 1 | 12.00 | 3.00 |\n", "\nratio random4k/native:incomplete:warm:4 4.00\n",
 		"| random1024m | lazy | 1 | 1000.0 | 2.00 | 500 |\n",
 		"\nratio sequential/curl-file:random1024m 0.75\n", "\nratio sequential/curl-null:random1024m 0.50\n",
 		"| daemon, MiB | 50.00 |\n", "\nratio rss/limit:daemon 0.50\n", "\nratio rss/limit:daemon-restarted 1.00\n", "\nratio rss/limit:keeper 2.00\n",
+		"| keeper without a daemon, MiB | 15.00 |\n", "\nratio rss/limit:keeper-denying 1.00\n",
 		"\nratio ready/limit 2.00\n",
 	} {
 		if !strings.Contains(text.String(), want) {

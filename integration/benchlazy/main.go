@@ -13,7 +13,7 @@
 //     with one curl: into a file, to nowhere, and unpacked by igzip into a file. "packed" contents are compressible, "random" ones are not. The
 //     registry is on loopback.
 //   - many: 1,000 layers that are mounted and incomplete: memory of the daemon and of the keeper, the time until the daemon is ready again
-//     after SIGKILL, and until it has then answered a first read of missing data.
+//     after SIGKILL, and until it has then answered a first read of missing data; and the keeper's memory while it refuses reads.
 //
 // Ratios of random reads are our time divided by that of the layer that never was lazy. Those of sequential reads are speeds, ours divided by
 // that of curl. Those of many layers are memory, and time, divided by what they may be.

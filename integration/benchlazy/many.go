@@ -11,8 +11,11 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/benchkit"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
 
 const (
@@ -25,8 +28,8 @@ const (
 	rest = 15 * time.Second
 )
 
-// manyConfig makes small layers lazy and leaves them incomplete.
-const manyConfig = "[lazy]\nmin_layer_size = \"0B\"\nbackground = false\n"
+// manyConfig makes small layers lazy and leaves them incomplete. The keeper waits longer for a daemon than one takes to start, and not much.
+const manyConfig = "[lazy]\nmin_layer_size = \"0B\"\nbackground = false\n[keeper]\npatience = \"10s\"\n"
 
 // manyLayouts are images of layers of 64 small files.
 func (s settings) manyLayouts() []layout {
@@ -50,15 +53,17 @@ type manyRow struct {
 	// ready is how long it took from the start of a daemon, after SIGKILL of the one before, to its socket; firstRead how long a first read of
 	// missing data took then.
 	ready, firstRead time.Duration
+	// keeperDenying is the keeper's memory when no daemon has come, and it has refused a read of each layer.
+	keeperDenying int64
 }
 
 var manyHeader = []string{"round", "layers", "pull_s", "mount_s", "daemon_bytes", "keeper_bytes", "daemon_after_bytes", "keeper_after_bytes",
-	"ready_s", "first_read_s"}
+	"ready_s", "first_read_s", "keeper_denying_bytes"}
 
 func (r manyRow) fields() []string {
 	n := func(v int64) string { return strconv.FormatInt(v, 10) }
 	return []string{strconv.Itoa(r.round), strconv.Itoa(r.layers), benchkit.Seconds(r.pull), benchkit.Seconds(r.mount), n(r.daemon), n(r.keeper),
-		n(r.daemonAfter), n(r.keeperAfter), benchkit.Seconds(r.ready), benchkit.Seconds(r.firstRead)}
+		n(r.daemonAfter), n(r.keeperAfter), benchkit.Seconds(r.ready), benchkit.Seconds(r.firstRead), n(r.keeperDenying)}
 }
 
 func (b *bench) many(ctx context.Context, csvPath string, w io.Writer) (err error) {
@@ -96,15 +101,13 @@ func (r *manyRow) measure(ctx context.Context, n *node, layouts []layout) error 
 	}
 	r.pull = time.Since(begin)
 	begin = time.Now()
-	var first string
+	var views []string
 	for _, l := range layouts {
 		dir, err := n.view(ctx, l)
 		if err != nil {
 			return err
 		}
-		if first == "" {
-			first = dir
-		}
+		views = append(views, dir)
 	}
 	r.mount = time.Since(begin)
 	if err := n.wait(ctx, r.layers, partial); err != nil {
@@ -126,7 +129,7 @@ func (r *manyRow) measure(ctx context.Context, n *node, layouts []layout) error 
 	}
 	r.ready = time.Since(begin)
 	begin = time.Now()
-	if _, err := readWhole(filepath.Join(first, fileName(0, 0)), make([]byte, 64<<10)); err != nil {
+	if _, err := readWhole(filepath.Join(views[0], fileName(0, 0)), make([]byte, 64<<10)); err != nil {
 		return err
 	}
 	r.firstRead = time.Since(begin)
@@ -136,8 +139,36 @@ func (r *manyRow) measure(ctx context.Context, n *node, layouts []layout) error 
 	if err := pause(ctx, rest); err != nil {
 		return err
 	}
-	r.daemonAfter, r.keeperAfter, err = n.memory()
-	return err
+	if r.daemonAfter, r.keeperAfter, err = n.memory(); err != nil {
+		return err
+	}
+	return r.deny(ctx, n, views)
+}
+
+// deny measures the keeper while it answers for all layers, and starts the daemon again.
+func (r *manyRow) deny(ctx context.Context, n *node, views []string) error {
+	if err := n.KillSnapshotter(); err != nil {
+		return err
+	}
+	if err := n.waitKeeper(ctx, keeper.Denying); err != nil {
+		return err
+	}
+	for _, dir := range views {
+		for layer := range layersOfImage {
+			path := filepath.Join(dir, fileName(layer, 1))
+			if _, err := readWhole(path, make([]byte, 64<<10)); !errors.Is(err, unix.EIO) {
+				return fmt.Errorf("read %s, whose data are missing, without a daemon: %w, want an I/O error", path, err)
+			}
+		}
+	}
+	pid, err := n.KeeperPID()
+	if err != nil {
+		return err
+	}
+	if r.keeperDenying, err = resident(pid); err != nil {
+		return err
+	}
+	return n.StartSnapshotter(ctx)
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
 
 // changeTimeout bounds what the daemon does in the background.
@@ -94,7 +95,10 @@ func (n *node) view(ctx context.Context, l layout) (dir string, err error) {
 type layerStatus struct {
 	Digest, State string
 	Mounted       bool
-	Lazy          *struct{ Bytes, PresentBytes int64 }
+	Lazy          *struct {
+		Bytes, PresentBytes int64
+		Verified            string
+	}
 }
 
 // States of layers.
@@ -121,7 +125,7 @@ func (n *node) lazyLayers(ctx context.Context) ([]layerStatus, error) {
 	return found, err
 }
 
-// wait waits until the node has so many lazy layers, all in a state.
+// wait waits until the node has so many lazy layers, all in a state, and checked if they are complete: nothing is done for them any more.
 func (n *node) wait(ctx context.Context, count int, state string) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
@@ -129,7 +133,7 @@ func (n *node) wait(ctx context.Context, count int, state string) error {
 		layers, err := n.lazyLayers(ctx)
 		in := 0
 		for _, l := range layers {
-			if l.State == state {
+			if l.State == state && (state != complete || l.Lazy.Verified == "yes") {
 				in++
 			}
 		}
@@ -140,6 +144,23 @@ func (n *node) wait(ctx context.Context, count int, state string) error {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
 			return errors.Join(err, fmt.Errorf("%d of %d lazy layers are %s, want %d: %w", in, len(layers), state, count, ctx.Err()))
+		}
+	}
+}
+
+// waitKeeper waits until the keeper is in a state.
+func (n *node) waitKeeper(ctx context.Context, state keeper.State) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	for {
+		r, err := keeper.Status(ctx, n.KeeperAddress())
+		if err == nil && r.State == state {
+			return nil
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.Join(err, fmt.Errorf("the keeper is in state %q, want %q: %w", r.State, state, ctx.Err()))
 		}
 	}
 }

@@ -43,7 +43,7 @@ type phase struct {
 
 var phases = []phase{
 	{"incomplete", "[lazy]\nbackground = false\n", partial},
-	{"completed", "[lazy]\nbackground_delay = \"0s\"\n", complete},
+	{"completed", "[lazy]\nbackground_delay = \"100ms\"\n", complete},
 }
 
 // randomCase is one measurement apart from the layer it is of.

@@ -65,6 +65,7 @@ func writeMany(w io.Writer, rows []manyRow) {
 	limit := func(v float64) benchkit.Summary { return benchkit.Summarize([]float64{v}) }
 	daemon, after := bytes(func(r manyRow) int64 { return r.daemon }), bytes(func(r manyRow) int64 { return r.daemonAfter })
 	keeper, keeperAfter := bytes(func(r manyRow) int64 { return r.keeper }), bytes(func(r manyRow) int64 { return r.keeperAfter })
+	denying := bytes(func(r manyRow) int64 { return r.keeperDenying })
 	ready := times(func(r manyRow) time.Duration { return r.ready })
 	fmt.Fprintf(w, "%d lazy layers, mounted and incomplete; median (min-max) of %d:\n\n| | |\n|---|---|\n", rows[0].layers, len(rows))
 	for _, line := range []struct {
@@ -75,6 +76,7 @@ func writeMany(w io.Writer, rows []manyRow) {
 		{"mount of all, s", times(func(r manyRow) time.Duration { return r.mount })},
 		{"daemon, MiB", daemon}, {"keeper, MiB", keeper},
 		{"daemon after a restart, MiB", after}, {"keeper after a restart of the daemon, MiB", keeperAfter},
+		{"keeper without a daemon, MiB", denying},
 		{"ready after SIGKILL, s", ready},
 		{"first read of missing data then, s", times(func(r manyRow) time.Duration { return r.firstRead })},
 	} {
@@ -83,5 +85,6 @@ func writeMany(w io.Writer, rows []manyRow) {
 	benchkit.WriteRatios(w, benchkit.RatioLine("rss/limit:daemon", daemon, limit(daemonLimit>>20))+
 		benchkit.RatioLine("rss/limit:daemon-restarted", after, limit(daemonLimit>>20))+
 		benchkit.RatioLine("rss/limit:keeper", keeper, limit(keeperLimit>>20))+
+		benchkit.RatioLine("rss/limit:keeper-denying", denying, limit(keeperLimit>>20))+
 		benchkit.RatioLine("ready/limit", ready, limit(readyLimit.Seconds())))
 }
