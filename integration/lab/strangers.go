@@ -30,6 +30,9 @@ func endProcesses(dir string, programs ...string) {
 	_ = killAll(doomed) // what is still there holds on to something, which the caller's unmounting finds
 }
 
+// goneTimeout is longer than killTimeout: a keeper of 1,000 layers takes 10 s to end, for the kernel takes as many ms to close a group.
+const goneTimeout = time.Minute
+
 // killAll sends SIGKILL to all of the processes before it waits for the first to end.
 func killAll(pids []int) error {
 	handles := map[int]int{}
@@ -45,11 +48,11 @@ func killAll(pids []int) error {
 			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
 		}
 	}
-	deadline := time.Now().Add(killTimeout)
+	deadline := time.Now().Add(goneTimeout)
 	for pid, fd := range handles {
 		for !exited(fd) {
 			if time.Now().After(deadline) {
-				errs = append(errs, fmt.Errorf("process %d is still there %s after SIGKILL", pid, killTimeout))
+				errs = append(errs, fmt.Errorf("process %d is still there %s after SIGKILL", pid, goneTimeout))
 				break
 			}
 		}
