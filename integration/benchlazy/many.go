@@ -77,13 +77,16 @@ func (b *bench) many(ctx context.Context, csvPath string, w io.Writer) (err erro
 	err = b.withRegistry(ctx, layouts, func(registry *lab.Lab) error {
 		for round := range b.Rounds {
 			r := manyRow{round: round + 1, layers: b.layers}
-			if err := b.withNode(ctx, registry, manyConfig, func(n *node) error { return r.measure(ctx, n, layouts) }); err != nil {
+			err := b.withNode(ctx, registry, manyConfig, func(n *node) error {
+				if err := r.measure(ctx, n, layouts); err != nil {
+					return err
+				}
+				rows = append(rows, r)
+				benchkit.Progress("round %d %q", r.round, r.fields())
+				return raw.Write(r.fields())
+			})
+			if err != nil {
 				return fmt.Errorf("round %d: %w", r.round, err)
-			}
-			rows = append(rows, r)
-			benchkit.Progress("round %d %q", r.round, r.fields())
-			if err := raw.Write(r.fields()); err != nil {
-				return err
 			}
 		}
 		return nil
