@@ -88,6 +88,9 @@ func (s served) Mismatched(ctx context.Context, id layerstore.ID, cause error) {
 }
 func (s served) Gone(dir string) { s.sn.Gone(dir) }
 
+// leastQuiet is what no delay is: 0 is the default for the engine, which looks as often as the delay is long.
+const leastQuiet = 10 * time.Millisecond
+
 // newDemand makes it of the configuration. It connects to nothing.
 func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	d := &demand{
@@ -101,7 +104,7 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	d.engine = ondemand.New(ondemand.Options{
 		Deadline:       cfg.Lazy.Deadline.Duration,
 		Parallel:       cfg.Registry.Connections,
-		Quiet:          cfg.Lazy.BackgroundDelay.Duration,
+		Quiet:          max(cfg.Lazy.BackgroundDelay.Duration, leastQuiet),
 		BackgroundRate: cfg.Registry.BackgroundRate.Bytes,
 		NewDecoder:     func() ondemand.Decoder { return new(decoder) },
 		Log:            log,
