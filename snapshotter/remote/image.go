@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/startup"
 )
 
 // maxLayers bounds the layers of an image. Overlayfs mounts at most 500.
@@ -20,6 +23,8 @@ type image struct {
 	chains  []digest.Digest // chain IDs (OCI image-spec, config.md)
 	// reference is where the layers may be fetched from; empty if nowhere.
 	reference string
+	// program is what the image starts; nil if it does not say.
+	program *startup.Program
 }
 
 // parseManifest reads a manifest, and returns with it the digest of the configuration.
@@ -45,7 +50,8 @@ func parseManifest(b []byte) (*image, digest.Digest, error) {
 // addConfig reads the image's configuration.
 func (img *image) addConfig(b []byte) error {
 	var config struct {
-		RootFS ocispec.RootFS `json:"rootfs"`
+		RootFS ocispec.RootFS      `json:"rootfs"`
+		Config ocispec.ImageConfig `json:"config"`
 	}
 	if err := json.Unmarshal(b, &config); err != nil {
 		return err
@@ -60,6 +66,9 @@ func (img *image) addConfig(b []byte) error {
 		}
 	}
 	img.diffIDs = ids
+	if args := slices.Concat(config.Config.Entrypoint, config.Config.Cmd); len(args) > 0 {
+		img.program = &startup.Program{Args: args, Env: config.Config.Env, Dir: config.Config.WorkingDir}
+	}
 	img.chains = identity.ChainIDs(append([]digest.Digest(nil), ids...)) // it works in place
 	return nil
 }

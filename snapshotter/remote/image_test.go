@@ -2,10 +2,13 @@ package remote
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/startup"
 )
 
 func TestBadImages(t *testing.T) {
@@ -28,6 +31,31 @@ func TestBadImages(t *testing.T) {
 				t.Error("no error")
 			}
 		})
+	}
+}
+
+// TestProgram: what an image starts is its entrypoint and the arguments.
+func TestProgram(t *testing.T) {
+	for config, want := range map[string]*startup.Program{
+		`{}`: nil,
+		`{"config":{"Env":["A=b"],"WorkingDir":"/d"}}`:                                     nil,
+		`{"config":{"Entrypoint":["/e","x"],"Cmd":["c"],"Env":["A=b"],"WorkingDir":"/d"}}`: {Args: []string{"/e", "x", "c"}, Env: []string{"A=b"}, Dir: "/d"},
+		`{"config":{"Cmd":["c"]}}`:                                                         {Args: []string{"c"}},
+	} {
+		img, _, err := parseManifest([]byte(oneLayer(1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		diffIDs := fmt.Sprintf(`{"rootfs":{"diff_ids":[%q]}`, digest.FromString("x"))
+		if rest := config[1:]; rest != "}" {
+			diffIDs += ","
+		}
+		if err := img.addConfig([]byte(diffIDs + config[1:])); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(img.program, want) {
+			t.Errorf("%s: %+v, want %+v", config, img.program, want)
+		}
 	}
 }
 

@@ -119,7 +119,11 @@ func (p *Puller) fetch(ctx context.Context, pl *pull, i int) (Layer, error) {
 	if err != nil {
 		return Layer{}, err
 	}
-	return Layer{Instance: inst, Pin: pin, Image: pl.image.reference, Descriptor: pl.image.layers[i], DiffID: pl.image.diffIDs[i]}, nil
+	layer := Layer{Instance: inst, Pin: pin, Image: pl.image.reference, Descriptor: pl.image.layers[i], DiffID: pl.image.diffIDs[i]}
+	if i == len(pl.image.layers)-1 {
+		layer.Program = pl.image.program
+	}
+	return layer, nil
 }
 
 // leave ends a request.

@@ -44,6 +44,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/lazy"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/startup"
 )
 
 // Content is containerd's content store. The namespace is in ctx.
@@ -69,6 +70,8 @@ type Layer struct {
 	Descriptor ocispec.Descriptor
 	// DiffID is that of the image's configuration.
 	DiffID digest.Digest
+	// Program is what the image starts, if this is its last layer and it says so.
+	Program *startup.Program
 }
 
 // Puller makes layers ready. Safe for concurrent use.
