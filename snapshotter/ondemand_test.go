@@ -71,6 +71,7 @@ type lazyWorld struct {
 	demand   *answering
 	log      *bytes.Buffer
 	left     []string // directories
+	program  []string // of images, if any
 }
 
 func newLazyWorld(t *testing.T) *lazyWorld {
@@ -108,6 +109,12 @@ func lazyLayer(t *testing.T) stargzlayer.Layer {
 	}), estargz.WithChunkSize(16384))
 }
 
+// otherLayer is a layer of one file.
+func otherLayer(t *testing.T) stargzlayer.Layer {
+	t.Helper()
+	return stargzlayer.Pack(t, tartest.Pack([]tartest.File{{Name: "other", Type: '0', Mode: 0o644, Data: lazyFile("other")}}))
+}
+
 // lazyFile is what is in a file of lazyLayer.
 func lazyFile(name string) []byte { return tartest.Pattern(100_000, uint64(name[0])) }
 
@@ -127,7 +134,10 @@ func (w *lazyWorld) image(layers ...stargzlayer.Layer) remoteImage {
 		return ocispec.Descriptor{Digest: digest.FromBytes(b), Size: int64(len(b))}
 	}
 	img.chains = identity.ChainIDs(append([]digest.Digest(nil), ids...))
-	config := put(ocispec.Image{RootFS: ocispec.RootFS{Type: "layers", DiffIDs: ids}})
+	config := put(ocispec.Image{
+		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: ids},
+		Config: ocispec.ImageConfig{Entrypoint: w.program[:min(len(w.program), 1)], Cmd: w.program[min(len(w.program), 1):], Env: []string{"A=b"}, WorkingDir: "/dir"},
+	})
 	img.manifest = put(ocispec.Manifest{Config: config, Layers: img.layers}).Digest
 	return img
 }

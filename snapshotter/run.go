@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// Run does what no call waits for: it makes lost layers again, converts directory instances, collects garbage and deletes it. It
-// returns nil when ctx has ended and the last of its goroutines too. Without it the snapshotter works; directories stay, and only
-// Cleanup deletes.
+// Run does what no call waits for: it makes lost layers again, converts directory instances, collects garbage and deletes it, and reads what
+// pulled images start. It returns nil when ctx has ended and the last of its goroutines too. Without it the snapshotter works; directories
+// stay, and only Cleanup deletes.
 func (s *Snapshotter) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -18,6 +18,9 @@ func (s *Snapshotter) Run(ctx context.Context) error {
 	running.Go(func() { s.convertDirectories(ctx) })
 	running.Go(func() { s.repeat(ctx, "collection left something for the next one", s.wakeCollect, s.collect) })
 	running.Go(func() { s.repeat(ctx, "files not deleted, will be tried again", s.wakeDelete, s.deleteDiscarded) })
+	for range startsAtOnce {
+		running.Go(func() { s.readPulled(ctx) })
+	}
 	running.Wait()
 	return nil
 }

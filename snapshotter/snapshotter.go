@@ -50,6 +50,8 @@
 // as an orphan, as long as a superblock reads from them. What was mounted while nobody answered is poisoned: see poison.go. When the whole
 // layer was read and is not what its image says, an instance made from the whole layer takes its place, see mismatch.go.
 //
+// What the image's program needs to start is read when the last layer of a pull was committed, see startup.go, as if a container ran.
+//
 // # Removal
 //
 // Remove changes metadata only and never waits for a mount. Collection (Cleanup, and a timer of Run) deletes what nothing
@@ -108,6 +110,7 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/lazy"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/remote"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/startup"
 )
 
 // defaultGrace is how long an instance that nothing refers to stays. It covers the time between "the differ made it" and
@@ -131,6 +134,9 @@ type Options struct {
 	Lazy *lazy.Loader
 	// OnDemand answers for instances whose data are not all here. Nil: there must be none.
 	OnDemand OnDemand
+	// Startup reads what a program needs to start from the tree below root, which it does not close. It is called when an image was pulled of
+	// which data are missing. Nil: nothing is read before a container reads it.
+	Startup func(ctx context.Context, root *os.File, p startup.Program) (startup.Report, error)
 	// Log gets changes of state and what was repaired. Nil discards it.
 	Log *slog.Logger
 	// Grace is how long an instance that nothing refers to stays. Zero is 30 seconds, negative is not at all.
@@ -174,6 +180,9 @@ type Snapshotter struct {
 	meta    *storage.MetaStore
 	overlay []string // options of all our overlay mounts
 
+	startup func(context.Context, *os.File, startup.Program) (startup.Report, error) // nil: not done
+	pulled  chan pulled
+
 	reservedFor int64 // the length of metadata.db for which reserve was done; guarded by the write transaction
 
 	mounting   numberLocks
@@ -205,6 +214,8 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 		demand:      opts.OnDemand,
 		brief:       opts.Brief,
 		overlay:     overlayOptions(),
+		startup:     opts.Startup,
+		pulled:      make(chan pulled, maxPulled),
 		wakeConvert: make(chan struct{}, 1),
 		wakeCollect: make(chan struct{}, 1),
 		wakeDelete:  make(chan struct{}, 1),

@@ -32,20 +32,25 @@ func (s *Snapshotter) prepareTarget(ctx context.Context, key, parent string, opt
 	}
 	// The pin keeps the instance from the collection until the snapshot's record names it.
 	defer layer.Pin.Release()
-	if err := s.commitTarget(ctx, key, parent, target, layer, opts); err != nil {
+	name, err := s.commitTarget(ctx, key, parent, target, layer, opts)
+	if err != nil {
 		return fmt.Errorf("layer %s: %w", layer.Descriptor.Digest, err)
+	}
+	if layer.Program != nil && name != "" {
+		s.startLater(pulled{name, layer.Image, *layer.Program})
 	}
 	step.Reached("target/committed")
 	return fmt.Errorf("snapshot of the target %s: %w", target, errdefs.ErrAlreadyExists)
 }
 
-// commitTarget makes a committed snapshot of a layer, unless there is one with this target and parent: containerd wants them unique.
-func (s *Snapshotter) commitTarget(ctx context.Context, key, parent, target string, layer remote.Layer, opts []snapshots.Opt) error {
+// commitTarget makes a committed snapshot of a layer and returns its name, unless there is one with this target and parent: containerd wants
+// them unique.
+func (s *Snapshotter) commitTarget(ctx context.Context, key, parent, target string, layer remote.Layer, opts []snapshots.Opt) (name string, err error) {
 	from, err := sourceOf(ctx, layer.Descriptor, layer.Image, layer.DiffID)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return s.update(ctx, func(ctx context.Context, r *records) error {
+	err = s.update(ctx, func(ctx context.Context, r *records) error {
 		found, err := hasTarget(ctx, target, parent)
 		if err != nil || found {
 			return err
@@ -59,11 +64,13 @@ func (s *Snapshotter) commitTarget(ctx context.Context, key, parent, target stri
 			return err
 		}
 		// The labels are given again: a committed snapshot has those of its commit only.
-		if _, err := storage.CommitActive(ctx, key, fmt.Sprintf("%s@%d", target, id), snapshots.Usage{}, opts...); err != nil {
+		name = fmt.Sprintf("%s@%d", target, id)
+		if _, err := storage.CommitActive(ctx, key, name, snapshots.Usage{}, opts...); err != nil {
 			return notExisting(err)
 		}
 		return errors.Join(r.put(id, record{Instance: layer.Instance.ID}), r.putSource(layer.Instance.ID, from))
 	})
+	return name, err
 }
 
 // hasTarget says whether there is a committed snapshot with this target and parent.
