@@ -111,6 +111,8 @@ type Lazy struct {
 	// Background fetches the rest of a layer, and checks the whole, once BackgroundDelay has passed without a fetch that a reader waited for.
 	Background      bool     `toml:"background"`
 	BackgroundDelay Duration `toml:"background_delay"`
+	// Startup fetches what an image's program needs to start when the image was pulled.
+	Startup bool `toml:"startup"`
 }
 
 // Keeper is the process that answers the kernel while the daemon is away.
@@ -198,7 +200,7 @@ func Default() Config {
 		Remote: Remote{Enabled: true},
 		Lazy: Lazy{
 			Enabled: true, MinLayerSize: Size{10 << 20}, Trust: []string{"*"}, Deadline: Duration{time.Minute},
-			Background: true, BackgroundDelay: Duration{5 * time.Second},
+			Background: true, BackgroundDelay: Duration{5 * time.Second}, Startup: true,
 		},
 		Keeper: Keeper{Start: true, Patience: Duration{30 * time.Second}},
 		Registry: Registry{

@@ -28,7 +28,7 @@ const (
 )
 
 // quietConfig keeps everything from being fetched that nobody has asked for.
-const quietConfig = "[lazy]\nbackground = false\n"
+const quietConfig = "[lazy]\nbackground = false\nstartup = false\n"
 
 // newLazyStory is a story whose daemon loads layers on demand.
 func newLazyStory(t *testing.T, limit time.Duration, o lab.Options) *story {

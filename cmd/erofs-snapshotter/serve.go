@@ -141,7 +141,7 @@ func snapshotterOptions(cfg config.Config, store *content.Store, from sources, o
 	if grace == 0 {
 		grace = -1 // zero means the default there
 	}
-	return snapshotter.Options{
+	opts := snapshotter.Options{
 		Root:     cfg.Root,
 		Backend:  file.New(file.Options{Mode: mountModes[cfg.Mount.Mode], Direct: directIO[cfg.Mount.DirectIO]}),
 		Content:  store,
@@ -159,6 +159,10 @@ func snapshotterOptions(cfg config.Config, store *content.Store, from sources, o
 			Left:      func(inst layerstore.Instance, dir string) { onDemand.watcher.Left(string(inst.ID), dir) },
 		},
 	}
+	if cfg.Lazy.Startup {
+		opts.Startup = readStartup
+	}
+	return opts
 }
 
 func limits(l config.Limits) converter.Limits {
