@@ -36,9 +36,6 @@ type keeperFound struct {
 	Held    int    `json:"held"`
 }
 
-// filesPerLazyLayer is how many open files daemon and keeper must be allowed for each incomplete layer; see fanotify.RaiseLimits.
-const filesPerLazyLayer = 8
-
 // haveOnDemand says whether layers can be loaded on demand with their files in dir. The kernel is not asked if the configuration says no,
 // because from Linux 7.2 on that sets a taint flag.
 func haveOnDemand(cfg config.Config, dir string) error {
@@ -105,9 +102,9 @@ func (r *onDemandReport) advise() (advice []string) {
 		advice = append(advice, "layers are loaded on demand only while the keeper runs: systemctl enable --now erofs-snapshotter-keeper; "+
 			"without systemd the daemon starts it")
 	}
-	if r.OpenFiles < maxWatched*filesPerLazyLayer {
+	if r.OpenFiles < maxWatched*fanotify.FilesPerGroup {
 		advice = append(advice, fmt.Sprintf("the limit of open files allows about %d incomplete layers: set LimitNOFILE= of the units, or ulimit -n, "+
-			"to %d or more", r.OpenFiles/filesPerLazyLayer, maxWatched*filesPerLazyLayer))
+			"to %d or more", r.OpenFiles/fanotify.FilesPerGroup, maxWatched*fanotify.FilesPerGroup))
 	}
 	return advice
 }
@@ -119,7 +116,7 @@ func (r *onDemandReport) writeText(p *printer) {
 	} else {
 		p.line("the keeper does not answer\n  %s", k.Error)
 	}
-	p.line("limit of open files: %d, enough for about %d incomplete layers", r.OpenFiles, r.OpenFiles/filesPerLazyLayer)
+	p.line("limit of open files: %d, enough for about %d incomplete layers", r.OpenFiles, r.OpenFiles/fanotify.FilesPerGroup)
 	switch {
 	case r.TrustsAll:
 		p.line("loaded on demand: images of all repositories. What such a layer contains is believed before all of it was read: on a node that\n" +

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/config"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
 
@@ -78,7 +79,7 @@ func serveKeeper(t *testing.T, address string) {
 
 func TestOnDemandText(t *testing.T) {
 	answers := keeperFound{Address: "/run/k.sock", Answers: true, PID: 77, Version: "v1", Held: 3}
-	const plenty = maxWatched * filesPerLazyLayer
+	const plenty = maxWatched * fanotify.FilesPerGroup
 	for name, c := range map[string]struct {
 		report onDemandReport
 		text   string

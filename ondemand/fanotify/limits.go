@@ -16,10 +16,12 @@ const (
 
 	// spareGroups are for the other users of fanotify that run as root, such as virus scanners: 128 is all they have by default.
 	spareGroups = 128
-	// filesPerGroup are the group, its journal, the journal's lock, and what a blob has open, with room for the descriptors of events.
-	filesPerGroup = 8
-	spareFiles    = 4096
+	spareFiles  = 4096
 )
+
+// FilesPerGroup is how many open files RaiseLimits reckons with for each group: the group, its journal, the journal's lock, and the four files
+// of the layer that it watches, with room for the descriptors of events.
+const FilesPerGroup = 8
 
 // RaiseLimits has the kernel allow that many groups, with the open files that go with them. Nothing is lowered. The number of marks needs
 // no raising, because the groups are made with FAN_UNLIMITED_MARKS.
@@ -27,7 +29,7 @@ func RaiseLimits(groups int) error {
 	if err := raiseGroups(groups + spareGroups); err != nil {
 		return fmt.Errorf("raise sysctl %s to %d: %w", groupsSysctl, groups+spareGroups, err)
 	}
-	if err := raiseFiles(uint64(groups)*filesPerGroup + spareFiles); err != nil {
+	if err := raiseFiles(uint64(groups)*FilesPerGroup + spareFiles); err != nil {
 		return fmt.Errorf("raise the limit of open files for %d groups: %w", groups, err)
 	}
 	return nil
