@@ -55,6 +55,10 @@ import (
 // ErrNotSupported is wrapped by errors that say that this kernel, or the filesystem of the blob, cannot hold reads.
 var ErrNotSupported = errors.New("not supported")
 
+// ErrSelfTest is returned by a Filler for a request that was made to see whether requests are made. Its answer is an I/O error as any other is,
+// but does not count as a failure.
+var ErrSelfTest = errors.New("refused by a self-test")
+
 // Filler makes data present. It is called from several goroutines.
 type Filler interface {
 	// Ready says whether all n bytes at off can be read now. It is quick: it is asked before every answer, and others wait meanwhile.

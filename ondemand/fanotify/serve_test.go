@@ -192,3 +192,21 @@ func TestEndOfBlob(t *testing.T) {
 		t.Errorf("behind the end: %d bytes, %v", n, err)
 	}
 }
+
+// What a self-test has refused is refused, and is no failure.
+func TestSelfTestIsNoFailure(t *testing.T) {
+	l, g, f := watched(t, 1<<20)
+	var failure atomic.Pointer[error]
+	f.before = func(context.Context, int64, int64) error { return *failure.Load() }
+	serve(t, g, f)
+	other := errors.New("made by a test")
+	for _, err := range []error{ErrSelfTest, other} {
+		failure.Store(&err)
+		if err := l.read(t, 3).wait(t); !errors.Is(err, unix.EIO) {
+			t.Errorf("got %v, want EIO", err)
+		}
+		if n := g.Stats().Failed; (n > 0) != (err == other) {
+			t.Errorf("%d failures after %q", n, err)
+		}
+	}
+}

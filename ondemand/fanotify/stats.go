@@ -10,7 +10,7 @@ import (
 type Stats struct {
 	Events uint64 // that were read
 	Asked  uint64 // bytes in them
-	Failed uint64 // answered with an I/O error
+	Failed uint64 // answered with an I/O error, but for ErrSelfTest
 	// Refused events were refused by the kernel because it could not make a descriptor for them. The limit is too low.
 	Refused uint64
 	// Inherited events were found in the journal, and Late is how many answers nobody waited for: mostly, the predecessor had given them.

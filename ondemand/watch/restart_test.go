@@ -183,6 +183,8 @@ func TestSecret(t *testing.T) {
 	}
 }
 
+var errStart = errors.New("made by a test")
+
 // TestNoKeeper: without a keeper a daemon starts, and says that nothing can be watched.
 func TestNoKeeper(t *testing.T) {
 	w := &world{t: t, address: filepath.Join(t.TempDir(), "s"), known: map[string]*instance{}}
@@ -191,8 +193,8 @@ func TestNoKeeper(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	started := 0
-	o.Start = func(context.Context) error { started++; return errTest }
-	if err := New(o).Connect(t.Context()); !errors.Is(err, errTest) || started != 1 {
+	o.Start = func(context.Context) error { started++; return errStart }
+	if err := New(o).Connect(t.Context()); !errors.Is(err, errStart) || started != 1 {
 		t.Errorf("got %v, started %d times", err, started)
 	}
 	if err := New(o).Ready(); err == nil {

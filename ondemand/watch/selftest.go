@@ -35,9 +35,6 @@ func (e *watched) selfTest(g *fanotify.Group, root string) error {
 	return nil
 }
 
-// errTest is why data are refused.
-var errTest = errors.New("refused by a self-test")
-
 // errFound ends a walk.
 var errFound = errors.New("found")
 

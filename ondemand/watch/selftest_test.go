@@ -31,9 +31,9 @@ func TestSelfTest(t *testing.T) {
 		}
 	}
 	in.reads(d.mount(in))
-	// From now on it is known to work, and others read: nothing is refused.
-	if n := d.Totals().Requests.Failed; n > 4 {
-		t.Errorf("%d requests were refused", n)
+	// From now on it is known to work, and others read: nothing is refused. What the test has refused is no failure.
+	if n := d.Totals().Requests.Failed; n > 0 {
+		t.Errorf("%d requests have failed", n)
 	}
 }
 

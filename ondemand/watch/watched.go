@@ -163,7 +163,7 @@ func (e *watched) Ready(off, n int64) bool { return e.fill.Ready(off, n) }
 // Fill implements fanotify.Filler.
 func (e *watched) Fill(ctx context.Context, off, n int64) error {
 	if e.testing.Load() {
-		return errTest
+		return fanotify.ErrSelfTest
 	}
 	return e.fill.Fill(ctx, off, n)
 }
