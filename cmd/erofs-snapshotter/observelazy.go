@@ -170,6 +170,7 @@ func (o observer) lazyMetrics(layers []admin.Layer) *telemetry.Lazy {
 	m := &telemetry.Lazy{
 		Layers: map[string]int64{admin.Partial: 0, admin.Complete: 0},
 		Faults: int64(q.Events), Hits: int64(q.Hits.Count), Failed: int64(q.Failed),
+		Refused: int64(q.Refused), Notices: int64(q.Notices), Inherited: int64(q.Inherited), Late: int64(q.Late),
 		DemandedBytes: int64(q.Asked), FilledBytes: f.FilledBytes, Corrupt: f.Corrupt, CorruptIndexes: o.corruptIndexes(),
 		FetchedBytes: map[string]int64{"fault": f.FetchedBytes, "prefetch": f.PrefetchedBytes, "background": f.BackgroundBytes},
 		Fallbacks:    map[string]int64{}, KeeperConnected: k.Connected, KeeperHeld: int64(k.Held), KeeperDenied: k.Denied,

@@ -40,6 +40,10 @@ func (t *Totals) add(r Report) {
 	q.Events += r.Requests.Events
 	q.Asked += r.Requests.Asked
 	q.Failed += r.Requests.Failed
+	q.Refused += r.Requests.Refused
+	q.Inherited += r.Requests.Inherited
+	q.Late += r.Requests.Late
+	q.Notices += r.Requests.Notices
 	q.Hits.Add(&r.Requests.Hits)
 	q.Fills.Add(&r.Requests.Fills)
 }

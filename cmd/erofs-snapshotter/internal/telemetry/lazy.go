@@ -18,6 +18,9 @@ type Lazy struct {
 
 	// Faults counts the kernel's requests; Hits those that were answered at once because all was present, Failed those answered with EIO.
 	Faults, Hits, Failed int64
+	// Refused were refused by the kernel itself, for want of descriptors; Notices are losses that the kernel told of. Inherited were left without
+	// an answer by an earlier process, and Late is how many answers nobody waited for.
+	Refused, Notices, Inherited, Late int64
 	// InFlight is how many requests have no answer yet, and Oldest how long the first of them has waited.
 	InFlight int64
 	Oldest   time.Duration
@@ -76,6 +79,10 @@ var (
 	lazyFaults   = describe("lazy_faults_total", "Requests of the kernel for data of lazy layers.")
 	lazyHits     = describe("lazy_hits_total", "Requests of the kernel that were answered at once because the data were present.")
 	lazyFailed   = describe("lazy_failures_total", "Requests of the kernel that were answered with EIO.")
+	lazyRefused  = describe("lazy_refused_requests_total", "Requests of the kernel that it refused itself, with EIO, for want of open files.")
+	lazyNotices  = describe("lazy_notices_total", "Messages of the kernel that are no requests: it has lost some.")
+	lazyInherit  = describe("lazy_inherited_requests_total", "Requests of the kernel that an earlier daemon had left without an answer.")
+	lazyLate     = describe("lazy_late_answers_total", "Answers that nobody waited for: an earlier daemon had given them, or the reader was killed.")
 	lazyInFlight = describe("lazy_requests_in_flight", "Requests of the kernel that have no answer yet.")
 	lazyOldest   = describe("lazy_oldest_request_age_seconds", "How long the oldest request of the kernel without an answer has waited.")
 	lazyLatency  = describe("lazy_fill_seconds", "How long requests of the kernel took for which data were filled in.")
@@ -95,7 +102,7 @@ var (
 // lazyDescriptions are those of all of the above.
 var lazyDescriptions = []*prometheus.Desc{
 	lazyLayers, lazyBytes, lazyPresent, lazyOrphans, lazyPoisoned,
-	lazyFaults, lazyHits, lazyFailed, lazyInFlight, lazyOldest, lazyLatency,
+	lazyFaults, lazyHits, lazyFailed, lazyRefused, lazyNotices, lazyInherit, lazyLate, lazyInFlight, lazyOldest, lazyLatency,
 	lazyDemanded, lazyFetched, lazyFilled, lazyCorrupt, lazyIndexes, lazyFallbacks,
 	keeperConnected, keeperHeld, keeperDenied,
 }
@@ -116,6 +123,10 @@ func (r report) lazy(l *Lazy) {
 	r.counter(lazyFaults, l.Faults)
 	r.counter(lazyHits, l.Hits)
 	r.counter(lazyFailed, l.Failed)
+	r.counter(lazyRefused, l.Refused)
+	r.counter(lazyNotices, l.Notices)
+	r.counter(lazyInherit, l.Inherited)
+	r.counter(lazyLate, l.Late)
 	r.gauge(lazyInFlight, l.InFlight)
 	r.metric(lazyOldest, prometheus.GaugeValue, l.Oldest.Seconds())
 	r.ch <- l.Latency.metric(lazyLatency)

@@ -34,7 +34,7 @@ func full() Metrics {
 		Conversions: Conversions{Complete: 20, Failed: 21, BlobBytes: 22, TarBytes: 23, ImageBytes: 24, Took: 2500 * time.Millisecond},
 		Lazy: &Lazy{
 			Layers: map[string]int64{"partial": 30, "complete": 31}, Bytes: 32, PresentBytes: 33, Orphans: 34, Poisoned: 35,
-			Faults: 36, Hits: 37, Failed: 38, InFlight: 39, Oldest: 1500 * time.Millisecond,
+			Faults: 36, Hits: 37, Failed: 38, Refused: 60, Notices: 61, Inherited: 62, Late: 63, InFlight: 39, Oldest: 1500 * time.Millisecond,
 			Latency: Histogram{
 				Bounds: []time.Duration{time.Millisecond, time.Second, time.Minute}, Counts: []int64{40, 2, 0, 1}, Sum: 75 * time.Second,
 			},
@@ -72,6 +72,7 @@ func TestScrape(t *testing.T) {
 		`conversion_tar_bytes_total 23`, `conversion_image_bytes_total 24`, `conversion_seconds_total 2.5`,
 		`lazy_layers{state="partial"} 30`, `lazy_layers{state="complete"} 31`, `lazy_data_bytes 32`, `lazy_present_bytes 33`,
 		`lazy_layers_orphaned 34`, `lazy_layers_poisoned 35`, `lazy_faults_total 36`, `lazy_hits_total 37`, `lazy_failures_total 38`,
+		`lazy_refused_requests_total 60`, `lazy_notices_total 61`, `lazy_inherited_requests_total 62`, `lazy_late_answers_total 63`,
 		`lazy_requests_in_flight 39`, `lazy_oldest_request_age_seconds 1.5`,
 		`lazy_fill_seconds_bucket{le="0.001"} 40`, `lazy_fill_seconds_bucket{le="1"} 42`, `lazy_fill_seconds_bucket{le="60"} 42`,
 		`lazy_fill_seconds_bucket{le="+Inf"} 43`, `lazy_fill_seconds_count 43`, `lazy_fill_seconds_sum 75`,
