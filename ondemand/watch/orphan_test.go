@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -135,5 +136,53 @@ func TestAlive(t *testing.T) {
 	eventually(t, "it is not alive", func() bool { got, err := Alive(in.dir); return !got && err == nil })
 	if _, err := Alive(w.root); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("of what is not there: %v", err)
+	}
+}
+
+// TestOrphanWithoutDirectory: the files of an instance may have been deleted, by somebody or because it was damaged; what is mounted is served all
+// the same, and what has come in their place is not deleted with it.
+func TestOrphanWithoutDirectory(t *testing.T) {
+	for name, leave := range map[string]func(d *daemon, in *instance) string{
+		"orphan": func(d *daemon, in *instance) string {
+			dir := d.orphan(in)
+			must(t, os.RemoveAll(dir))
+			return dir
+		},
+		"lost": func(d *daemon, in *instance) string {
+			must(t, os.RemoveAll(in.dir)) // as when a store discards what is damaged, and nobody tells of it
+			in.make(in.dir)
+			must(t, d.Open(in.in(in.dir)))
+			return in.dir
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			d := w.daemon()
+			in := w.usual(1)
+			d.open(in)
+			root := d.mount(in)
+			f, err := os.Open(filepath.Join(root, "large"))
+			must(t, err)
+			defer f.Close()
+			w.unmount(root)
+			dir := leave(d, in)
+			for range 2 {
+				d.Sweep()
+			}
+			p := make([]byte, 4096)
+			for _, off := range []int64{500_000, 900_000} {
+				if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, in.files["large"][off:off+4096]) {
+					t.Errorf("at %d: other bytes, %v", off, err)
+				}
+			}
+			must(t, f.Close())
+			eventually(t, "its group is closed", func() bool { return len(w.holds()) == 0 })
+			eventually(t, "it is forgotten", func() bool {
+				return !slices.ContainsFunc(d.Reports(), func(r Report) bool { return r.Orphan != "" })
+			})
+			if w.isGone(dir) {
+				t.Errorf("%s was to be deleted", dir)
+			}
+		})
 	}
 }

@@ -43,9 +43,10 @@ func TestFilesOfALayer(t *testing.T) {
 	before := openFiles(t)
 	d.open(second)
 	d.mount(second)
-	if n := openFiles(t) - before; n < 1 || n >= fanotify.FilesPerGroup {
-		t.Errorf("a layer has %d files open, the limit is raised for %d and descriptors of events", n, fanotify.FilesPerGroup)
-	}
+	eventually(t, "there is room for an event besides the files of a layer", func() bool { // one of the self-test may just be closed
+		n := openFiles(t) - before
+		return n > 0 && n < fanotify.FilesPerGroup
+	})
 }
 
 func openFiles(t *testing.T) int {

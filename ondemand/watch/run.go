@@ -102,29 +102,38 @@ func (w *Watcher) Idle() bool { return len(w.all()) == 0 }
 // Sweep closes the orphans that nobody reads from any more. Run does so again and again.
 func (w *Watcher) Sweep() {
 	for _, e := range w.all() {
-		dir := e.orphan.Load()
-		if dir == nil {
+		if e.orphan.Load() == nil {
 			continue
 		}
-		alive, err := Alive(*dir)
-		if err == nil && alive {
+		alive, err := e.alive()
+		if alive || errors.Is(err, os.ErrClosed) {
 			continue
 		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err != nil {
 			w.o.Log.Warn("cannot find out whether a removed layer is still read from: it stays", "instance", e.layer.Name, "cause", err)
 			continue
 		}
+		dir := e.orphanDir()
 		if err := e.abandon(); err != nil {
 			w.o.Log.Warn("closing a removed layer", "instance", e.layer.Name, "cause", err)
 		}
 		w.forget(e)
-		w.o.Gone(*dir)
+		if dir != "" {
+			w.o.Gone(dir)
+		}
 		w.o.Log.Info("removed layer is not read from any more", "instance", e.layer.Name)
 	}
 }
 
-// Alive is the function Alive.
-func (w *Watcher) Alive(dir string) (bool, error) { return Alive(dir) }
+// Alive is the function Alive, but for the files that this process has open itself.
+func (w *Watcher) Alive(dir string) (bool, error) {
+	for _, e := range w.all() {
+		if e.isIn(dir) {
+			return e.alive()
+		}
+	}
+	return Alive(dir)
+}
 
 // Serves says whether reads are answered of the data of an orphan in dir.
 func (w *Watcher) Serves(dir string) bool {
@@ -143,8 +152,25 @@ func Alive(dir string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close() // and with it the lease
-	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	defer f.Close()
+	return openElsewhere(f)
+}
+
+// openElsewhere says whether anybody has a file open by another open file than f.
+func openElsewhere(f *os.File) (elsewhere bool, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var leaseErr error
+	err = raw.Control(func(fd uintptr) {
+		if _, leaseErr = unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_WRLCK); leaseErr == nil {
+			_, leaseErr = unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_UNLCK) // whoever opens it now has waited
+		}
+	})
+	if err == nil {
+		err = leaseErr
+	}
 	if errors.Is(err, unix.EAGAIN) {
 		return true, nil
 	}

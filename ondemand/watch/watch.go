@@ -11,7 +11,8 @@
 //   - A data blob is marked, and its group held by the keeper, before the instance is mounted; and its write descriptor is opened before it is
 //     marked (kernel.md 2.4, 2.8).
 //   - The last descriptor of a group closes only when no data are missing, or when the superblock that reads them has gone. Whether it has is asked
-//     of the kernel by a lease on the meta image, which every superblock of the instance keeps open; see Alive.
+//     of the kernel by a lease on the meta image, which every superblock of the instance keeps open; see Alive. For what is open that is asked of
+//     a descriptor, so it does not matter where the files are now, or whether they have names at all.
 //   - When the process ends, for whatever reason, requests stay unanswered; the keeper has everything, and the next process goes on.
 //
 // The package knows no snapshots and no registries: whoever uses it describes an instance by a Layer. Directories may be renamed; what is open

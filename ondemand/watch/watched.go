@@ -23,6 +23,7 @@ type watched struct {
 	layer Layer
 	held  string // its name for the keeper
 	data  *os.File
+	meta  *os.File // the meta image, to see who else has it open
 	blob  *blob.Blob
 	fill  *ondemand.Layer
 
@@ -58,6 +59,16 @@ func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
 	if e.held, err = heldName(layer.Name, data); err != nil {
 		return nil, err
 	}
+	meta, err := os.Open(filepath.Join(layer.Dir, metaName))
+	if err != nil {
+		return nil, err
+	}
+	e.meta = meta
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, meta.Close())
+		}
+	}()
 	if e.blob, err = blob.Open(layer.Dir, layer.ID, blob.Options{Data: data, Syncer: w.o.Syncer}); err != nil {
 		return nil, err
 	}
@@ -139,12 +150,13 @@ func (e *watched) test(g *fanotify.Group) func(root string) error {
 	}
 }
 
-// path is the directory of its files, as far as they have one.
+// path is the directory of its files, or the last one that they had: others may be there by now, see isIn.
 func (e *watched) path() string {
-	if dir, err := directoryOf(e.data); err == nil {
-		return dir
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", e.data.Fd()))
+	if err != nil {
+		return e.layer.Dir
 	}
-	return e.layer.Dir
+	return filepath.Dir(path)
 }
 
 // isIn says whether its data blob is the one in a directory.
@@ -156,6 +168,17 @@ func (e *watched) isIn(dir string) bool {
 	there, err := os.Stat(filepath.Join(dir, blob.DataName))
 	return err == nil && os.SameFile(ours, there)
 }
+
+// orphanDir is the directory of an orphan, "" if its files are not there any more: then nothing that is there may be deleted.
+func (e *watched) orphanDir() string {
+	if dir := e.orphan.Load(); dir != nil && e.isIn(*dir) {
+		return *dir
+	}
+	return ""
+}
+
+// alive says whether a superblock of the instance is left, also when its files have no names any more.
+func (e *watched) alive() (bool, error) { return openElsewhere(e.meta) }
 
 // Ready implements fanotify.Filler.
 func (e *watched) Ready(off, n int64) bool { return e.fill.Ready(off, n) }
@@ -282,12 +305,13 @@ func (e *watched) closeIfDone() {
 	if !done {
 		return
 	}
+	dir := e.orphanDir()
 	if err := e.close(); err != nil {
 		e.w.o.Log.Warn("closing the data blob of a complete layer", "instance", e.layer.Name, "cause", err)
 	}
 	e.w.forget(e)
-	if dir := e.orphan.Load(); dir != nil {
-		e.w.o.Gone(*dir)
+	if dir != "" {
+		e.w.o.Gone(dir)
 	}
 }
 
@@ -319,5 +343,5 @@ func (e *watched) close() error {
 	if group != nil {
 		err = group.Close()
 	}
-	return errors.Join(err, e.blob.Close(), e.data.Close())
+	return errors.Join(err, e.blob.Close(), e.meta.Close(), e.data.Close())
 }
