@@ -59,6 +59,32 @@ func TestKeeperLost(t *testing.T) {
 	orphaned.reads(orphanRoot)
 }
 
+// TestCompleteWithoutConnection: what becomes complete, or is not read from any more, while the connection is lost is not held for ever by a keeper that lives.
+func TestCompleteWithoutConnection(t *testing.T) {
+	w := newWorld(t)
+	d := w.daemon()
+	in, orphaned := w.usual(1), w.usual(2)
+	d.open(in)
+	d.open(orphaned)
+	root, orphanRoot := d.mount(in), d.mount(orphaned)
+	d.orphan(orphaned)
+	aside := w.address + ".aside"
+	must(t, os.Rename(w.address, aside))
+	d.mu.Lock()
+	client := d.keeper
+	d.mu.Unlock()
+	must(t, client.Close())
+	eventually(t, "it is known", func() bool { connected, _ := d.Keeper(); return !connected })
+	in.reads(root)
+	w.unmount(orphanRoot)
+	eventually(t, "all is closed", d.Idle)
+	if r, err := keeper.Status(t.Context(), aside); err != nil || len(r.Names) != 2 {
+		t.Errorf("a keeper that was told nothing holds %q, %v", r.Names, err)
+	}
+	must(t, os.Rename(aside, w.address))
+	eventually(t, "nothing is held", func() bool { return len(w.holds()) == 0 })
+}
+
 // TestRestart: another process goes on with everything. Who waits for data meanwhile waits, and reads them.
 func TestRestart(t *testing.T) {
 	w := newWorld(t)

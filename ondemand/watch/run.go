@@ -3,8 +3,10 @@ package watch
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +60,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 			}
 		case <-ticker.C:
 			w.Sweep()
+			w.dropLeft()
 		}
 	}
 }
@@ -89,6 +92,7 @@ func (w *Watcher) reconnect(ctx context.Context) error {
 		}
 	}
 	w.setKeeper(client)
+	w.dropLeft() // what became complete meanwhile
 	if w.o.Connected != nil {
 		w.o.Connected()
 	}
@@ -186,18 +190,35 @@ func (w *Watcher) spawn(do func()) {
 	}
 }
 
-// drop has the keeper close what it holds under a name. A keeper that is not there holds nothing.
-func (w *Watcher) drop(name string) error {
+// drop has the keeper close what it holds under a name, now or when it is connected again.
+func (w *Watcher) drop(name string) {
 	w.mu.Lock()
-	client := w.keeper
+	w.dropped[name] = struct{}{}
+	w.mu.Unlock()
+	w.dropLeft()
+}
+
+// dropLeft has the keeper close what it holds and nobody needs any more. What it cannot be told now is left for the next call: it may be a keeper
+// that is just being connected again.
+func (w *Watcher) dropLeft() {
+	w.mu.Lock()
+	client, names := w.keeper, slices.Collect(maps.Keys(w.dropped))
 	w.mu.Unlock()
 	if client == nil {
-		return nil
+		return
 	}
 	// Nobody watches any more, whether this process ends or not.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), keeperTimeout)
 	defer cancel()
-	return client.Drop(ctx, name)
+	for _, name := range names {
+		if err := client.Drop(ctx, name); err != nil {
+			w.o.Log.Warn("the keeper holds something that nobody needs any more; it is told again", "held", name, "cause", err)
+			return
+		}
+		w.mu.Lock()
+		delete(w.dropped, name)
+		w.mu.Unlock()
+	}
 }
 
 // refuse answers with errors what cannot be served, and owns its descriptors.

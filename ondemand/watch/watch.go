@@ -96,12 +96,13 @@ type Watcher struct {
 	connected bool
 	current   map[string]*watched
 	orphans   map[*watched]struct{}
-	changed   chan struct{} // closed and replaced when keeper changes
+	dropped   map[string]struct{} // names that the keeper may hold although nobody needs it
+	changed   chan struct{}       // closed and replaced when keeper changes
 }
 
 // New returns a Watcher. Connect must follow.
 func New(o Options) *Watcher {
-	w := &Watcher{o: o, current: map[string]*watched{}, orphans: map[*watched]struct{}{}, changed: make(chan struct{})}
+	w := &Watcher{o: o, current: map[string]*watched{}, orphans: map[*watched]struct{}{}, dropped: map[string]struct{}{}, changed: make(chan struct{})}
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	return w
 }
@@ -338,6 +339,7 @@ func (w *Watcher) Close() error {
 	}
 	w.work.Wait()
 	if client != nil {
+		w.dropLeft()
 		ctx, cancel := context.WithTimeout(context.Background(), keeperTimeout)
 		defer cancel()
 		errs = append(errs, client.Release(ctx)) // no group is read any more

@@ -2,14 +2,13 @@ package watch
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
@@ -55,10 +54,7 @@ func (w *Watcher) openAnew(layer Layer) (*watched, error) {
 
 // open opens an instance. data is its data blob, opened before it was marked; it is e's unless there is an error.
 func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
-	e = &watched{w: w, layer: layer, data: data, checked: layer.Check == nil}
-	if e.held, err = heldName(layer.Name, data); err != nil {
-		return nil, err
-	}
+	e = &watched{w: w, layer: layer, held: heldName(layer.Name), data: data, checked: layer.Check == nil}
 	meta, err := os.Open(filepath.Join(layer.Dir, metaName))
 	if err != nil {
 		return nil, err
@@ -94,14 +90,9 @@ func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
 	return e, nil
 }
 
-// heldName is unique among the files that exist: an instance may be made again while its first files still serve a container.
-func heldName(instance string, data *os.File) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(data.Fd()), &st); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%s.%d", instance, st.Ino), nil
-}
+// heldName is like no other: an instance may be made again while its first files still serve a container, and even get their inode number while
+// the keeper has yet to be told to drop them.
+func heldName(instance string) string { return instance + "." + rand.Text() }
 
 // adopt goes on with a group that the keeper has held under a name.
 func (e *watched) adopt(held string, g *fanotify.Group) {
@@ -283,18 +274,27 @@ func (e *watched) finish() error {
 			return err
 		}
 	}
+	watched, err := e.unwatch()
+	if watched && err == nil {
+		e.w.o.Log.Info("layer is complete", "instance", e.layer.Name)
+		e.w.drop(e.held)
+	}
+	return err
+}
+
+// unwatch ends the watch of a data blob that misses nothing, if there is one.
+func (e *watched) unwatch() (watched bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.complete = true
 	if e.group == nil {
-		return nil
+		return false, nil
 	}
 	if err := e.group.Finish(); err != nil {
-		return err
+		return true, err
 	}
 	e.group = nil
-	e.w.o.Log.Info("layer is complete", "instance", e.layer.Name)
-	return e.w.drop(e.held)
+	return true, nil
 }
 
 // closeIfDone closes e if nothing remains to be done for it.
@@ -323,7 +323,8 @@ func (e *watched) abandon() error {
 	e.mu.Unlock()
 	var err error
 	if group != nil {
-		err = errors.Join(group.Close(), e.w.drop(e.held))
+		err = group.Close()
+		e.w.drop(e.held)
 	}
 	return errors.Join(err, e.close())
 }
