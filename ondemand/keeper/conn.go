@@ -218,6 +218,16 @@ func descriptors(control []byte) ([]int, error) {
 	return all, err
 }
 
+// isAbandoned tells whether the other side has hung up.
+func (c *conn) isAbandoned() (gone bool) {
+	_ = c.raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(fds, 0)
+		gone = err == nil && n == 1 && fds[0].Revents&(unix.POLLHUP|unix.POLLRDHUP) != 0
+	})
+	return gone
+}
+
 // interrupt has what is being sent and received fail.
 func (c *conn) interrupt() { _ = c.file.SetDeadline(time.Unix(1, 0)) } // a connection that is closed fails by itself
 

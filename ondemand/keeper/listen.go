@@ -3,13 +3,12 @@ package keeper
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -132,17 +131,29 @@ func takeLock(path string) (*os.File, error) {
 	}
 	fd, err := numberOf(f)
 	if err == nil {
-		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		err = lockNow(fd)
 	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		pid, _ := io.ReadAll(io.LimitReader(f, 32)) // only for the message
-		err = fmt.Errorf("another keeper, process %s, is there\n  --replace takes over from it", strings.TrimSpace(string(pid)))
+		err = fmt.Errorf("another keeper, process %s, is there\n  --replace takes over from it", signedBy(f))
 	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// lookTime is longer than Gone has the lock.
+const lookTime = 100 * time.Millisecond
+
+// lockNow takes a lock that nobody has for longer than a look.
+func lockNow(fd int) error {
+	for end := time.Now().Add(lookTime); ; time.Sleep(time.Millisecond) {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // removeSocket removes what a dead keeper left: the lock tells that it is dead.

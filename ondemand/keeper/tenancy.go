@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// errAbandoned is about a daemon that has hung up before it got anything.
+var errAbandoned = errors.New("the other side has hung up")
+
 // errReplaced is about what came after a successor took over.
 var errReplaced = errors.New("the keeper has been replaced")
 
@@ -15,6 +18,9 @@ func (s *server) admit(ss *session, as role) error {
 	defer s.turn.Unlock()
 	if s.isReplaced() {
 		return errReplaced
+	}
+	if ss.isAbandoned() { // it has given up while somebody else had the turn, or this process did not run
+		return errAbandoned
 	}
 	if as == returning && !s.mayReturn(ss.peer) {
 		_ = ss.send(message{kind: leave}, time.Now().Add(ioTimeout)) // it may be gone
