@@ -120,6 +120,33 @@ func (w *world) killKeeper() {
 	}
 }
 
+// pauseKeeper has the keeper do nothing until SIGCONT. Each of its threads stops on its own.
+func (w *world) pauseKeeper() {
+	w.t.Helper()
+	must(w.t, w.keeper.Process.Signal(unix.SIGSTOP))
+	eventually(w.t, "the keeper has stopped", func() bool {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", w.keeper.Process.Pid))
+		must(w.t, err)
+		return len(stats) > 0 && !slices.ContainsFunc(stats, func(path string) bool {
+			b, _ := os.ReadFile(path) // a thread may have ended
+			_, after, _ := bytes.Cut(b, []byte(") "))
+			return !bytes.HasPrefix(after, []byte("T"))
+		})
+	})
+}
+
+// wait returns what comes from a channel.
+func wait[T any](t testing.TB, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(patient):
+		t.Fatal("nothing comes")
+		panic("not reached")
+	}
+}
+
 // holds is what the keeper holds.
 func (w *world) holds() []string {
 	w.t.Helper()
@@ -270,10 +297,20 @@ type daemon struct {
 	*Watcher
 	w    *world
 	stop func()
+	run  func() // what goes on after Connect
 }
 
 // daemon starts one, which has what the keeper holds; it ends with the test.
 func (w *world) daemon() *daemon {
+	w.t.Helper()
+	d := w.prepare()
+	must(w.t, d.Connect(context.WithoutCancel(w.t.Context())))
+	d.run()
+	return d
+}
+
+// prepare makes one that is not connected and does not run yet.
+func (w *world) prepare() *daemon {
 	w.t.Helper()
 	log := slog.New(slog.NewTextHandler(w.t.Output(), nil))
 	engine := ondemand.New(ondemand.Options{Quiet: time.Millisecond, NewDecoder: func() ondemand.Decoder { return new(decoder) }, Log: log})
@@ -298,14 +335,15 @@ func (w *world) daemon() *daemon {
 	var running sync.WaitGroup
 	running.Go(func() { syncer.Run(ctx) })
 	running.Go(func() { must(w.t, engine.Run(ctx)) })
-	must(w.t, d.Connect(ctx))
 	watching, cancelWatch := context.WithCancel(ctx)
 	var watch sync.WaitGroup
-	watch.Go(func() {
-		if err := d.Run(watching); err != nil {
-			w.t.Error(err)
-		}
-	})
+	d.run = func() {
+		watch.Go(func() {
+			if err := d.Run(watching); err != nil {
+				w.t.Error(err)
+			}
+		})
+	}
 	d.stop = sync.OnceFunc(func() {
 		cancelWatch()
 		watch.Wait()

@@ -168,8 +168,11 @@ func TestDamagedWhileAway(t *testing.T) {
 				clear(w.known)
 			}
 			second := w.daemon()
-			if second.Watches(in.name) || !second.Idle() {
+			if !second.Idle() {
 				t.Errorf("it is served: %+v", second.Reports())
+			}
+			if refuses := second.Watches(in.name) || second.Serves(filepath.Join(w.root, "orphans", "x")); !refuses {
+				t.Error("that it is refused is not known")
 			}
 			read := make(chan error, 1)
 			go func() {

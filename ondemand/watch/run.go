@@ -3,7 +3,6 @@ package watch
 import (
 	"context"
 	"errors"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
 
@@ -48,6 +46,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 			w.o.Log.Warn("the keeper has gone; until it is back a crash of this process would show wrong data to containers", "cause", client.Err())
 			w.setKeeper(nil)
 		case <-redial:
+			unsure := w.Unsure() != nil
 			err := w.reconnect(ctx)
 			if errors.Is(err, keeper.ErrSuperseded) {
 				return errSuperseded
@@ -58,6 +57,11 @@ func (w *Watcher) Run(ctx context.Context) error {
 			} else if err == nil {
 				said = ""
 			}
+			if unsure && w.Unsure() == nil {
+				if err := w.settled(ctx); err != nil {
+					return err
+				}
+			}
 		case <-ticker.C:
 			w.Sweep()
 			w.dropLeft()
@@ -67,41 +71,17 @@ func (w *Watcher) Run(ctx context.Context) error {
 
 var errSuperseded = errors.New("another daemon has taken over")
 
-// reconnect finds the keeper again and gives it everything.
-func (w *Watcher) reconnect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, keeperTimeout)
-	defer cancel()
-	w.mu.Lock()
-	connected := w.connected
-	w.mu.Unlock()
-	if !connected { // it may hold what an earlier process has left
-		return w.Connect(ctx)
+// settled tells that it is known now what is answered for.
+func (w *Watcher) settled(ctx context.Context) error {
+	w.o.Log.Info("it is known again which layers are answered for", "served", len(w.all()))
+	if w.o.Settled == nil {
+		return nil
 	}
-	client, _, err := keeper.Redial(ctx, w.o.Keeper)
-	if err != nil && !errors.Is(err, keeper.ErrSuperseded) && w.o.Start != nil {
-		if err = w.o.Start(ctx); err == nil {
-			client, _, err = keeper.Redial(ctx, w.o.Keeper)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	for _, e := range w.all() {
-		if err := e.hold(ctx, client); err != nil {
-			return errors.Join(err, client.Close())
-		}
-	}
-	w.setKeeper(client)
-	w.dropLeft() // what became complete meanwhile
-	if w.o.Connected != nil {
-		w.o.Connected()
-	}
-	w.o.Log.Info("keeper connected", "address", w.o.Keeper)
-	return nil
+	return w.o.Settled(ctx)
 }
 
-// Idle says that nothing is served, and nothing remains to be fetched or checked.
-func (w *Watcher) Idle() bool { return len(w.all()) == 0 }
+// Idle says that nothing is served, as far as is known, and nothing remains to be fetched or checked.
+func (w *Watcher) Idle() bool { return w.Unsure() == nil && len(w.all()) == 0 }
 
 // Sweep closes the orphans that nobody reads from any more. Run does so again and again.
 func (w *Watcher) Sweep() {
@@ -146,7 +126,9 @@ func (w *Watcher) Serves(dir string) bool {
 			return true
 		}
 	}
-	return false
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.stuck, func(s stuck) bool { return s.dir == dir })
 }
 
 // Alive says whether a superblock has the meta image in dir open: mounted, or unmounted and still in use. A write lease is given only if nobody
@@ -188,47 +170,4 @@ func (w *Watcher) spawn(do func()) {
 	if !w.closed {
 		w.work.Go(do)
 	}
-}
-
-// drop has the keeper close what it holds under a name, now or when it is connected again.
-func (w *Watcher) drop(name string) {
-	w.mu.Lock()
-	w.dropped[name] = struct{}{}
-	w.mu.Unlock()
-	w.dropLeft()
-}
-
-// dropLeft has the keeper close what it holds and nobody needs any more. What it cannot be told now is left for the next call: it may be a keeper
-// that is just being connected again.
-func (w *Watcher) dropLeft() {
-	w.mu.Lock()
-	client, names := w.keeper, slices.Collect(maps.Keys(w.dropped))
-	w.mu.Unlock()
-	if client == nil {
-		return
-	}
-	// Nobody watches any more, whether this process ends or not.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), keeperTimeout)
-	defer cancel()
-	for _, name := range names {
-		if err := client.Drop(ctx, name); err != nil {
-			w.o.Log.Warn("the keeper holds something that nobody needs any more; it is told again", "held", name, "cause", err)
-			return
-		}
-		w.mu.Lock()
-		delete(w.dropped, name)
-		w.mu.Unlock()
-	}
-}
-
-// refuse answers with errors what cannot be served, and owns its descriptors.
-func (w *Watcher) refuse(h keeper.Held, g *fanotify.Group) {
-	w.spawn(func() {
-		if _, err := g.Deny(w.ctx); err != nil && w.ctx.Err() == nil {
-			w.o.Log.Error("requests are not refused any more: their readers wait", "held", h.Name, "cause", err)
-		}
-		if err := errors.Join(g.Close(), h.Data.Close()); err != nil {
-			w.o.Log.Warn("closing what could not be served", "held", h.Name, "cause", err)
-		}
-	})
 }

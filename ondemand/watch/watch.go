@@ -13,6 +13,8 @@
 //   - The last descriptor of a group closes only when no data are missing, or when the superblock that reads them has gone. Whether it has is asked
 //     of the kernel by a lease on the meta image, which every superblock of the instance keeps open; see Alive. For what is open that is asked of
 //     a descriptor, so it does not matter where the files are now, or whether they have names at all.
+//   - A keeper that is there and does not answer may hold anything. What it may hold is not opened, mounted or called unwatched before it answers,
+//     or is certainly gone; see Unsure.
 //   - When the process ends, for whatever reason, requests stay unanswered; the keeper has everything, and the next process goes on.
 //
 // The package knows no snapshots and no registries: whoever uses it describes an instance by a Layer. Directories may be renamed; what is open
@@ -33,7 +35,6 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
-	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
 
@@ -73,6 +74,9 @@ type Options struct {
 	Syncer *blob.Syncer
 	// Connected is called when another keeper has come, which does not have the secret.
 	Connected func()
+	// Settled is called by Run when it has become known what the keeper holds, or that there is none, after Connect had returned ErrUnsure. An
+	// error ends Run.
+	Settled func(context.Context) error
 	// Gone is called with the directory of an orphan that nobody reads from any more. Its files can be deleted.
 	Gone func(dir string)
 	// Secret is called with what an earlier process gave the keeper to keep, nil if nothing.
@@ -94,6 +98,8 @@ type Watcher struct {
 	past   Totals         // of instances that are closed
 	// connected says that what an earlier process had left with a keeper was taken over.
 	connected bool
+	unsure    error   // why it is not known what a keeper holds, nil if it is
+	stuck     []stuck // what the keeper holds and cannot be served
 	current   map[string]*watched
 	orphans   map[*watched]struct{}
 	dropped   map[string]struct{} // names that the keeper may hold although nobody needs it
@@ -107,102 +113,20 @@ func New(o Options) *Watcher {
 	return w
 }
 
-// Connect takes over what the keeper holds, and serves it. It must have returned before anything else in the root is touched: what is held may be
-// what containers read from. An error means that there is no keeper, so that nothing can be watched until Run finds one.
-func (w *Watcher) Connect(ctx context.Context) error {
-	client, held, secret, err := w.dial(ctx)
-	if err != nil {
-		return err
-	}
-	if w.o.Secret != nil {
-		w.o.Secret(secret)
-	}
-	for _, h := range held {
-		g, err := fanotify.Adopt(h.Group, h.Journal, h.Data)
-		if err != nil {
-			w.o.Log.Error("what the keeper holds cannot be answered: its readers wait", "held", h.Name, "cause", errors.Join(err, h.Data.Close()))
-			continue
-		}
-		if err := w.takeOver(h, g); err != nil {
-			w.o.Log.Error("data that the keeper holds cannot be served: reads that need missing data get errors", "held", h.Name, "cause", err)
-			w.refuse(h, g)
-		}
-	}
-	w.setKeeper(client)
-	return nil
-}
-
-// dial connects to the keeper, which is started if nobody listens.
-func (w *Watcher) dial(ctx context.Context) (*keeper.Client, []keeper.Held, *os.File, error) {
-	client, held, secret, err := keeper.Dial(ctx, w.o.Keeper)
-	if err == nil || w.o.Start == nil {
-		return client, held, secret, err
-	}
-	if err := w.o.Start(ctx); err != nil {
-		return nil, nil, nil, err
-	}
-	return keeper.Dial(ctx, w.o.Keeper)
-}
-
-// takeOver serves what a keeper has held for an earlier process, and owns its descriptors unless there is an error.
-func (w *Watcher) takeOver(h keeper.Held, g *fanotify.Group) error {
-	dir, err := directoryOf(h.Data)
-	if err != nil {
-		return err
-	}
-	layer, err := w.o.Describe(dir)
-	if err != nil {
-		return err
-	}
-	e, err := w.open(layer, h.Data)
-	if err != nil {
-		return err
-	}
-	e.adopt(h.Name, g)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if filepath.Base(dir) == layer.Name {
-		w.current[layer.Name] = e
-	} else {
-		e.orphaned(dir)
-		w.orphans[e] = struct{}{}
-	}
-	return nil
-}
-
-// directoryOf is the directory in which an open file lies now.
-func directoryOf(f *os.File) (string, error) {
-	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Lstat(path); err != nil {
-		return "", fmt.Errorf("its data blob was deleted: %w", err)
-	}
-	return filepath.Dir(path), nil
-}
-
-// Ready returns an error while nothing can be watched.
-func (w *Watcher) Ready() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.keeper == nil {
-		return errNoKeeper(w.o.Keeper)
-	}
-	return nil
-}
-
-func errNoKeeper(address string) error {
-	return fmt.Errorf("no keeper answers on %s\n  start the unit erofs-snapshotter-keeper", address)
-}
-
 // Open makes an instance known: from now on its data are fetched, in the background too. It does nothing for one that is open. One that was made
-// anew has other files; those that are open are an orphan's then.
+// anew has other files; those that are open are an orphan's then. While the Watcher is unsure the error is ErrUnsure: what is written through a
+// descriptor that was opened after the data blob was marked waits for whoever answers.
 func (w *Watcher) Open(layer Layer) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
 		return errors.New("the daemon is stopping")
+	}
+	if w.unsure != nil {
+		return w.unsure
+	}
+	if cause := w.stuckIn(layer.Dir); cause != nil {
+		return fmt.Errorf("layer instance %s cannot be served: %w", layer.Name, cause)
 	}
 	if e := w.current[layer.Name]; e != nil {
 		if e.isIn(layer.Dir) {
@@ -221,47 +145,17 @@ func (w *Watcher) Open(layer Layer) error {
 // Mount makes ready for a mount of an instance that is open: when it returns, reads of its data are answered. check finds out whether that is so
 // with a mount that nobody else has yet; it is nil if no data are missing any more.
 func (w *Watcher) Mount(ctx context.Context, name string) (check func(root string) error, err error) {
-	w.mu.Lock()
-	e := w.current[name]
-	w.mu.Unlock()
-	if e == nil {
-		return nil, fmt.Errorf("layer instance %s is not open", name)
-	}
 	client, err := w.waitKeeper(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return e.watch(ctx, client)
-}
-
-// keeperWait is how long a mount waits for a keeper that has gone: it restarts within a second.
-const keeperWait = 5 * time.Second
-
-func (w *Watcher) waitKeeper(ctx context.Context) (*keeper.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, keeperWait)
-	defer cancel()
-	for {
-		w.mu.Lock()
-		client, changed := w.keeper, w.changed
-		w.mu.Unlock()
-		if client != nil {
-			return client, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, errNoKeeper(w.o.Keeper)
-		}
-	}
-}
-
-func (w *Watcher) setKeeper(client *keeper.Client) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.keeper, w.since = client, time.Now()
-	w.connected = w.connected || client != nil
-	close(w.changed)
-	w.changed = make(chan struct{})
+	e := w.current[name] // looked at now: another one may have come with the keeper
+	w.mu.Unlock()
+	if e == nil {
+		return nil, fmt.Errorf("layer instance %s is not open", name)
+	}
+	return e.watch(ctx, client)
 }
 
 // Left says that an instance has left the store and that its files are in dir now. It is still served there while somebody reads from it.
@@ -280,21 +174,22 @@ func (w *Watcher) leave(e *watched, dir string) {
 	w.orphans[e] = struct{}{}
 }
 
-// Watches says whether an instance is watched: what reads its data is answered.
+// Watches says whether an instance is watched: what reads its data is answered, be it with errors.
 func (w *Watcher) Watches(name string) bool {
 	w.mu.Lock()
 	e := w.current[name]
+	held := slices.ContainsFunc(w.stuck, func(s stuck) bool { return filepath.Base(s.dir) == name })
 	w.mu.Unlock()
-	return e != nil && e.isWatched()
+	return held || e != nil && e.isWatched()
 }
 
 // Secret gives the keeper something to keep for the next process; see keeper.Client.Secret. Without a keeper it is given to the next one.
 func (w *Watcher) Secret(ctx context.Context, f *os.File) error {
 	w.mu.Lock()
-	client := w.keeper
+	client, err := w.keeper, w.noKeeper()
 	w.mu.Unlock()
 	if client == nil {
-		return errNoKeeper(w.o.Keeper)
+		return err
 	}
 	return client.Secret(ctx, f)
 }
@@ -303,6 +198,11 @@ func (w *Watcher) Secret(ctx context.Context, f *os.File) error {
 func (w *Watcher) all() []*watched {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.allLocked()
+}
+
+// allLocked is called with mu held.
+func (w *Watcher) allLocked() []*watched {
 	return append(slices.Collect(maps.Values(w.current)), slices.Collect(maps.Keys(w.orphans))...)
 }
 
@@ -311,15 +211,20 @@ func (w *Watcher) forget(e *watched) {
 	last := e.report()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, known := w.orphans[e]
+	if w.remove(e) { // that all is here and that it was checked may be found at the same time
+		w.past.add(last)
+	}
+}
+
+// remove takes e away, and says whether it was there. It is called with mu held.
+func (w *Watcher) remove(e *watched) (known bool) {
+	_, known = w.orphans[e]
 	delete(w.orphans, e)
 	if w.current[e.layer.Name] == e {
 		known = true
 		delete(w.current, e.layer.Name)
 	}
-	if known { // that all is here and that it was checked may be found at the same time
-		w.past.add(last)
-	}
+	return known
 }
 
 // Close stops serving, and leaves everything to the keeper. Run must have returned. It may be called again.

@@ -210,6 +210,12 @@ func (e *watched) isWatched() bool {
 	return e.group != nil
 }
 
+func (e *watched) isClosed() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.closed
+}
+
 // hold gives a keeper that has just come what it should hold.
 func (e *watched) hold(ctx context.Context, client *keeper.Client) error {
 	e.mu.Lock()
@@ -254,6 +260,9 @@ func (e *watched) orphaned(dir string) {
 // completed is called when all data are here: it makes that durable, and then nobody needs to watch any more (kernel.md 2.7). If this process
 // ends meanwhile the next one does it.
 func (e *watched) completed() {
+	if e.isClosed() {
+		return
+	}
 	err := e.finish()
 	if err != nil && e.w.ctx.Err() != nil {
 		return
