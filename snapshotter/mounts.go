@@ -96,6 +96,9 @@ func (s *Snapshotter) provide(ctx context.Context, st stack) ([]mount.Mount, err
 
 // mountLayer mounts an instance, unless it is mounted. The caller holds a reference to it.
 func (s *Snapshotter) mountLayer(ctx context.Context, l lower) error {
+	if err := s.checkDecided(l.id); err != nil {
+		return fmt.Errorf("mount layer instance %s: %w", l.id, err)
+	}
 	target := s.mountDir(l.n)
 	// The common case needs no lock: a mount that a snapshot refers to does not go away.
 	if mounted, err := fsbackend.Mounted(target); err == nil && mounted {

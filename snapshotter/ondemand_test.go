@@ -43,6 +43,7 @@ type answering struct {
 	mu      sync.Mutex
 	watches map[string]bool // instances
 	serves  map[string]bool // directories
+	unsure  error
 	mounts  int
 	// mount, if set, takes the place of what Mount does.
 	mount func(instance string) (func(root string) error, error)
@@ -58,6 +59,7 @@ func (a *answering) Mount(_ context.Context, instance string) (func(root string)
 	return func(string) error { return nil }, nil
 }
 
+func (a *answering) Unsure() error                  { return a.unsure }
 func (a *answering) Watches(instance string) bool   { return a.watches[instance] }
 func (a *answering) Serves(dir string) bool         { return a.serves[dir] }
 func (a *answering) Alive(dir string) (bool, error) { return watch.Alive(dir) }

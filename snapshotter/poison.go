@@ -3,12 +3,14 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -32,6 +34,10 @@ type Poisoned struct {
 
 // poisoned are they, by directory of the old files.
 type poisoned struct {
+	// undecided says that it is not known which mounts are: a keeper is there that does not answer. What it holds is not poisoned, its readers
+	// merely wait; and to cut a file that is watched would wait, too.
+	undecided atomic.Bool
+
 	mu  sync.Mutex
 	all map[string]Poisoned
 }
@@ -44,9 +50,14 @@ func (s *Snapshotter) Poisoned() []Poisoned {
 }
 
 // renewPoisoned looks for mounts of partial instances, and of orphans, for which nobody has answered. It runs at start, when everything that is
-// answered for has been taken over from the keeper.
+// answered for has been taken over from the keeper. While it is not known what the keeper has, it is left to RenewPoisoned.
 func (s *Snapshotter) renewPoisoned(ctx context.Context) error {
 	if s.demand == nil {
+		return nil
+	}
+	if err := s.demand.Unsure(); err != nil {
+		s.poison.undecided.Store(true)
+		s.log.Error("layers whose data are not all here are left as they are, and not mounted, until the keeper answers", "layers", s.countPartial(), "cause", err)
 		return nil
 	}
 	for _, inst := range s.layers.List() {
@@ -74,6 +85,44 @@ func (s *Snapshotter) renewPoisoned(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// RenewPoisoned does what New has left undone because it was not known for which layers somebody answers. It does nothing if nothing was left.
+func (s *Snapshotter) RenewPoisoned(ctx context.Context) error {
+	if !s.poison.undecided.Load() || s.demand.Unsure() != nil {
+		return nil
+	}
+	s.collecting.Lock() // nothing leaves the store meanwhile
+	defer s.collecting.Unlock()
+	if err := s.renewPoisoned(ctx); err != nil {
+		return fmt.Errorf("renew layers that nobody has answered for: %w", err)
+	}
+	s.poison.undecided.Store(false)
+	return nil
+}
+
+// checkDecided returns an error for a partial instance whose mount may be poisoned.
+func (s *Snapshotter) checkDecided(id layerstore.ID) error {
+	if !s.poison.undecided.Load() {
+		return nil
+	}
+	inst, err := s.layers.Get(id)
+	if err != nil || !inst.Partial() {
+		return nil
+	}
+	if err := s.demand.Unsure(); err != nil {
+		return err
+	}
+	return errors.New("it is just being found out whether somebody answers for its missing data")
+}
+
+func (s *Snapshotter) countPartial() (n int) {
+	for _, inst := range s.layers.List() {
+		if inst.Partial() {
+			n++
+		}
+	}
+	return n
 }
 
 // renew gives an instance new files and poisons the old ones.

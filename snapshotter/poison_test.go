@@ -161,6 +161,68 @@ func TestNotPoisoned(t *testing.T) {
 	}
 }
 
+// TestUndecided: while it is not known who answers, nothing is poisoned, cut or deleted, and nothing partial is mounted; everything else works. When it
+// is known, what nobody answers for is poisoned, and the rest is mounted again.
+func TestUndecided(t *testing.T) {
+	for name, watched := range map[string]bool{"watched": true, "lost": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newLazyWorld(t)
+			s := w.start()
+			top, inst := w.pullLazily(s, lazyLayer(t))
+			mounts, err := s.View(t.Context(), "box", top)
+			opened(t, mounts, err, "one")
+			pull(t, s, "unrelated", "", "file", "x")
+			orphan := filepath.Join(w.root, "orphans", "o")
+			must(t, os.Mkdir(orphan, 0o700)) // nobody reads from it
+			must(t, s.Close())
+
+			w.demand.unsure = errTest
+			s = w.start()
+			data, err := os.Stat(s.layers.DataPath(inst.ID))
+			must(t, err)
+			if len(s.Poisoned()) > 0 || data.Size() != inst.DataBytes || len(orphansOf(t, s)) != 1 {
+				t.Errorf("poisoned: %+v, %d bytes, orphans %q", s.Poisoned(), data.Size(), orphansOf(t, s))
+			}
+			if !strings.Contains(w.log.String(), "until the keeper answers") {
+				t.Errorf("log:\n%s", w.log)
+			}
+			if _, err := s.Prepare(t.Context(), "new", top); !errors.Is(err, errTest) {
+				t.Errorf("a new mount: %v", err)
+			}
+			if _, err := s.Mounts(t.Context(), "box"); !errors.Is(err, errTest) {
+				t.Errorf("the old mount: %v", err)
+			}
+			mounts, err = s.Prepare(t.Context(), "other", "unrelated")
+			mounted(t, mounts, err)
+			must(t, s.RenewPoisoned(t.Context())) // nothing is known yet
+			if len(s.Poisoned()) > 0 {
+				t.Errorf("poisoned: %+v", s.Poisoned())
+			}
+
+			w.demand.unsure = nil
+			w.demand.watches[string(inst.ID)] = watched
+			if _, err := s.Mounts(t.Context(), "box"); err == nil {
+				t.Error("the old mount is handed out before it is known whether it is poisoned")
+			}
+			must(t, s.RenewPoisoned(t.Context()))
+			if p := s.Poisoned(); (len(p) == 0) != watched || len(p) > 0 && !slices.Contains(p[0].Users, "box") {
+				t.Errorf("poisoned: %+v", p)
+			}
+			if left := orphansOf(t, s); len(left) != len(s.Poisoned()) {
+				t.Errorf("orphans %q", left)
+			}
+			now, err := os.Stat(s.layers.DataPath(inst.ID))
+			must(t, err)
+			if os.SameFile(data, now) != watched {
+				t.Error("the files are the same, or other ones, and should not be")
+			}
+			_, err = s.Mounts(t.Context(), "box")
+			must(t, err)
+			must(t, s.RenewPoisoned(t.Context())) // does nothing
+		})
+	}
+}
+
 // TestOrphansAtStart: an orphan that is served is left alone; one that is not, and is read from, is poisoned; one that nobody reads from goes.
 func TestOrphansAtStart(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -155,6 +155,9 @@ type OnDemand interface {
 	// Mount makes ready for a mount of an instance: from then on reads of its data are answered. check, if not nil, finds out with the new
 	// mount whether that is so.
 	Mount(ctx context.Context, instance string) (check func(root string) error, err error)
+	// Unsure says why it is not known for which instances and orphans somebody answers, nil if it is known. Until then Watches and Serves prove
+	// nothing by saying no.
+	Unsure() error
 	// Watches says whether reads of an instance's data are answered.
 	Watches(instance string) bool
 	// Serves says whether reads are answered of data in an orphan's directory.

@@ -107,6 +107,9 @@ func (a alone) Mismatched(_ context.Context, id layerstore.ID, cause error) {
 	}
 }
 
+// RenewPoisoned leaves it to the next mount command, as all that the store does not do alone.
+func (a alone) RenewPoisoned(context.Context) error { return nil }
+
 func (a alone) Gone(dir string) {
 	if err := a.DiscardDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		a.log.Warn("files of a removed layer not deleted", "path", dir, "cause", err)

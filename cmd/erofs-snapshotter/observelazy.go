@@ -122,13 +122,19 @@ type keeperReports struct {
 	last keeper.Report
 }
 
-// keeperReportAge is how old an answer may be.
-const keeperReportAge = time.Second
+const (
+	// keeperReportAge is how old an answer may be.
+	keeperReportAge = time.Second
+	// keeperReportWait is how long status and metrics wait for one: a keeper that does not answer must not keep them from saying so.
+	keeperReportWait = 2 * time.Second
+)
 
 func (k *keeperReports) keeperReport(ctx context.Context, address string) keeper.Report {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if time.Since(k.at) > keeperReportAge {
+		ctx, cancel := context.WithTimeout(ctx, keeperReportWait)
+		defer cancel()
 		if report, err := keeper.Status(ctx, address); err == nil {
 			k.last = report
 		}

@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -18,11 +15,8 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/config"
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
-	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/probe"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
-	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
-	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/registry"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/watch"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter"
@@ -49,6 +43,7 @@ type demand struct {
 	late      bool
 	beginning sync.Mutex
 	begun     bool
+	connects  bool // to a keeper
 
 	keeperAddress string
 
@@ -71,6 +66,8 @@ type instances interface {
 	SetComplete(inst layerstore.Instance) error
 	SetVerified(id layerstore.ID, diffID digest.Digest, diffBytes int64) error
 	Lose(id layerstore.ID)
+	// RenewPoisoned is called when it has become known for which instances somebody answers, if that was not so at the start.
+	RenewPoisoned(ctx context.Context) error
 	// Mismatched says that a layer is not what its image says.
 	Mismatched(ctx context.Context, id layerstore.ID, cause error)
 	// Gone deletes an orphan.
@@ -86,7 +83,8 @@ type served struct {
 func (s served) Mismatched(ctx context.Context, id layerstore.ID, cause error) {
 	s.sn.Mismatched(ctx, id, cause)
 }
-func (s served) Gone(dir string) { s.sn.Gone(dir) }
+func (s served) Gone(dir string)                         { s.sn.Gone(dir) }
+func (s served) RenewPoisoned(ctx context.Context) error { return s.sn.RenewPoisoned(ctx) }
 
 // leastQuiet is what no delay is: 0 is the default for the engine, which looks as often as the delay is long.
 const leastQuiet = 10 * time.Millisecond
@@ -122,7 +120,7 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 			}
 			return d.describe(inst, dir)
 		},
-		Secret: d.importSecret, Connected: from.noteLearned,
+		Secret: d.importSecret, Connected: from.noteLearned, Settled: d.settled,
 		Gone: func(dir string) {
 			<-d.ready
 			d.instances.Gone(dir)
@@ -143,103 +141,28 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	return d
 }
 
-// mayStartKeeper says whether the daemon starts a keeper itself. systemd would end one that a unit has started with the unit.
-func mayStartKeeper(cfg config.Config) bool {
-	return cfg.Keeper.Start && (os.Getenv("INVOCATION_ID") == "" || cfg.Keeper.Address == mountKeeper(cfg.Root))
-}
-
-// startKeeper starts a keeper that outlives this process: the program beside this one.
-func (d *demand) startKeeper(ctx context.Context, patience time.Duration) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	log := os.Stderr
-	if d.late { // the terminal of a command is not for what goes on later
-		if log, err = os.OpenFile(filepath.Join(d.root, "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
-			return err
-		}
-		defer log.Close()
-	}
-	program := filepath.Join(filepath.Dir(self), "erofs-snapshotter-keeper")
-	return keeper.Start(ctx, d.keeperAddress, program, log, "--patience", patience.String())
-}
-
-// begin serves what a keeper holds, before anything in the root is touched. That nothing can be loaded on demand on this host is no error.
-func (d *demand) begin(ctx context.Context) error {
-	lazy := hasLazy(d.root)
-	switch {
-	case !d.enabled && !lazy:
-		d.impossible = errors.New("lazy.enabled or remote.enabled is false")
-	case lazy || !d.late:
-		d.beginNow(ctx)
-	}
-	return nil
-}
-
-func (d *demand) beginNow(ctx context.Context) {
-	d.begun = true
-	ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
-	d.running.Go(func() { d.syncer.Run(ctx) })
-	d.running.Go(func() {
-		if err := d.engine.Run(ctx); err != nil && ctx.Err() == nil {
-			d.log.Error("data are not loaded on demand any more", "cause", err)
-		}
-	})
-	if d.impossible = d.possible(); d.impossible != nil {
-		d.log.Warn("layers are not loaded on demand here", "cause", d.impossible)
-		return
-	}
-	if err := d.watcher.Connect(ctx); err != nil {
-		d.log.Warn("no keeper; layers are pulled as a whole until there is one", "cause", err)
-	}
-}
-
-// possible says whether the kernel and the root's filesystem can do it.
-func (d *demand) possible() error {
-	level := slog.LevelWarn
-	if d.late { // a few mounts
-		level = slog.LevelDebug
-	}
-	if err := fanotify.RaiseLimits(maxWatched); err != nil {
-		d.log.Log(context.Background(), level, "the limits of this process allow fewer incomplete layers at a time than could be needed", "layers", maxWatched, "cause", err)
-	}
-	if err := probe.HaveFileBacked(d.root); err != nil {
-		return err
-	}
-	return fanotify.Probe(d.root)
-}
-
-// maxWatched is how many incomplete layers a host should be able to have mounted.
-const maxWatched = 4096
-
-// canWatch says whether somebody can answer for more layers.
-func (d *demand) canWatch() error {
-	d.beginning.Lock()
-	if !d.begun && d.impossible == nil {
-		d.beginNow(context.Background())
-	}
-	d.beginning.Unlock()
-	if d.impossible != nil {
-		return d.impossible
-	}
-	return d.watcher.Ready()
-}
-
-// hasLazy says whether there are instances below a root for which somebody must answer.
-func hasLazy(root string) bool {
-	for _, pattern := range []string{"layers", "orphans"} {
-		if found, _ := filepath.Glob(filepath.Join(root, pattern, "*", blob.PresentName)); len(found) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // resume goes on with the layers that are not complete, or not checked.
 func (d *demand) resume(all instances) {
 	d.instances = all
 	close(d.ready)
+	d.openAll()
+}
+
+// settled goes on with them when the keeper has answered at last, or is certainly gone.
+func (d *demand) settled(ctx context.Context) error {
+	if err := d.instances.RenewPoisoned(ctx); err != nil {
+		return err
+	}
+	d.openAll()
+	return nil
+}
+
+// openAll opens the layers that are not complete, or not checked. While it is not known which of them the keeper holds, it opens none.
+func (d *demand) openAll() {
+	if d.watcher.Unsure() != nil {
+		return
+	}
+	all := d.instances
 	for _, inst := range all.List() {
 		if inst.Lazy == nil || !inst.Lazy.Partial && (!inst.Lazy.Verified.IsZero() || inst.Lazy.Mismatch != "") {
 			continue
@@ -260,7 +183,7 @@ func (d *demand) resume(all instances) {
 
 // run does what goes on until ctx ends.
 func (d *demand) run(ctx context.Context) error {
-	if d.impossible != nil {
+	if d.impossible != nil && !d.connects {
 		<-ctx.Done()
 		return nil
 	}
