@@ -17,6 +17,7 @@ func (unanswered) Mount(context.Context, string) (func(string) error, error) { r
 func (unanswered) Watches(string) bool                                       { return false }
 func (unanswered) Serves(string) bool                                        { return false }
 func (unanswered) Alive(string) (bool, error)                                { return true, nil }
+func (unanswered) Unsure() error                                             { return nil }
 
 // TestPoisonedIsSaidOnce: by the command that finds it, not by those after it.
 func TestPoisonedIsSaidOnce(t *testing.T) {
