@@ -32,11 +32,17 @@ func (t *tool) shrink() {
 // streamedBytes is from how many compressed bytes on an extent is decoded while it comes: decoding less takes a millisecond.
 const streamedBytes = 128 << 10
 
+// togetherBytes is up to how many bytes a request is decoded when all have come: a slow link brings them in 2 ms.
+const togetherBytes = 32 << 10
+
 // streamed tells whether an extent is decoded while it comes.
 func (x numbered) streamed() bool { return x.BlobLength >= streamedBytes }
 
-// decodedAsItComes tells whether decoding begins before all of a request has come.
-func (r *request) decodedAsItComes() bool { return slices.ContainsFunc(r.extents, numbered.streamed) }
+// decodedAsItComes tells whether decoding begins before all of a request has come: so that a fault does not wait for its neighbours, and
+// not for its decoder.
+func (r *request) decodedAsItComes() bool {
+	return r.bytes() >= togetherBytes && (len(r.extents) > 1 || r.extents[0].streamed())
+}
 
 // memory is what a request takes of it: a decoder that waits for more holds what it has made.
 func (r *request) memory() int64 {

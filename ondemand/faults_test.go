@@ -48,7 +48,7 @@ func TestNeighboursAreJoined(t *testing.T) {
 		t.Errorf("requests %+v", calls)
 	}
 	eventually(t, "all of the request is there", func() bool { return m.Stats().Pending == 0 })
-	if n := m.check(t); n < 20 || n > 31 {
+	if n := m.check(t); n < 30 || n > 40 {
 		t.Errorf("%d extents are present", n)
 	}
 }

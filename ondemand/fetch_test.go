@@ -60,7 +60,7 @@ func TestSingleFlight(t *testing.T) {
 	})
 }
 
-// TestJoin: what is near comes with what is needed, up to 96 KiB, and 32 KiB from before it; what is far does not.
+// TestJoin: what is near comes with what is needed, up to 128 KiB, and 32 KiB from before it; what is far does not.
 func TestJoin(t *testing.T) {
 	for name, test := range map[string]struct {
 		gap     int64
@@ -69,15 +69,15 @@ func TestJoin(t *testing.T) {
 		fault   [2]int
 		want    []asked
 	}{
-		"small ones":        {gap: 100, lengths: repeat(10000, 20), fault: [2]int{5, 6}, want: []asked{{off: 2*10100 + 100, n: 12*10100 - 100}}},
+		"small ones":        {gap: 100, lengths: repeat(10000, 20), fault: [2]int{5, 6}, want: []asked{{off: 2*10100 + 100, n: 15*10100 - 100}}},
 		"at the end":        {gap: 100, lengths: repeat(10000, 20), fault: [2]int{18, 19}, want: []asked{{off: 15*10100 + 100, n: 5*10100 - 100}}},
-		"a large one":       {lengths: []int{100_000, 5000}, fault: [2]int{0, 1}, want: []asked{{n: 100_000}}},
-		"a large neighbour": {lengths: []int{5000, 100_000}, fault: [2]int{0, 1}, want: []asked{{n: 5000}}},
-		"at the beginning":  {lengths: repeat(10000, 20), fault: [2]int{1, 2}, want: []asked{{n: 100_000}}},
+		"a large one":       {lengths: []int{130_000, 5000}, fault: [2]int{0, 1}, want: []asked{{n: 130_000}}},
+		"a large neighbour": {lengths: []int{5000, 130_000}, fault: [2]int{0, 1}, want: []asked{{n: 5000}}},
+		"at the beginning":  {lengths: repeat(10000, 20), fault: [2]int{1, 2}, want: []asked{{n: 140_000}}},
 		"large ones before": {lengths: []int{20_000, 20_000, 5000}, fault: [2]int{2, 3}, want: []asked{{off: 20_000, n: 25_000}}},
 		"far apart":         {gap: gapBytes + 1, lengths: repeat(5000, 3), fault: [2]int{0, 1}, want: []asked{{off: gapBytes + 1, n: 5000}}},
-		"just near enough":  {gap: 20 << 10, lengths: repeat(5000, 9), fault: [2]int{0, 1}, want: []asked{{off: 20 << 10, n: 5000*4 + 3*20<<10}}},
-		"needed":            {lengths: repeat(10000, 20), fault: [2]int{0, 12}, want: []asked{{n: 120_000}}},
+		"just near enough":  {gap: 20 << 10, lengths: repeat(5000, 9), fault: [2]int{0, 1}, want: []asked{{off: 20 << 10, n: 5000*5 + 4*20<<10}}},
+		"needed":            {lengths: repeat(10000, 20), fault: [2]int{0, 15}, want: []asked{{n: 150_000}}},
 		"needed, far apart": {gap: gapBytes + 1, lengths: repeat(5000, 3), fault: [2]int{0, 2},
 			want: []asked{{off: gapBytes + 1, n: 5000}, {off: 2*(gapBytes+1) + 5000, n: 5000}}},
 		"too much for one": {lengths: repeat(400_000, 4), fault: [2]int{0, 4}, want: []asked{{n: 800_000}, {off: 800_000, n: 800_000}}},
@@ -132,14 +132,14 @@ func TestTogether(t *testing.T) {
 	e := run(t, Options{NewDecoder: func() Decoder {
 		return &hooked{open: func() { mu.Lock(); opened++; mu.Unlock() }}
 	}})
-	m := together(t, e, 20)
+	m := together(t, e, 30)
 	must(t, m.fillExtent(t, 31))
-	if want := []asked{{off: 63_000, n: 117_000}}; !slices.Equal(m.source.seen(), want) {
+	if want := []asked{{off: 63_000, n: 153_000}}; !slices.Equal(m.source.seen(), want) {
 		t.Errorf("asked for %v, want %v", m.source.seen(), want)
 	}
-	eventually(t, "all of it is there", func() bool { return m.blob.Progress().PresentExtents == 39 })
-	if mu.Lock(); opened != 13 {
-		t.Errorf("opened %d ranges, want 13", opened)
+	eventually(t, "all of it is there", func() bool { return m.blob.Progress().PresentExtents == 51 })
+	if mu.Lock(); opened != 17 {
+		t.Errorf("opened %d ranges, want 17", opened)
 	}
 	mu.Unlock()
 	for i := range m.extents {

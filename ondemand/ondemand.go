@@ -13,10 +13,10 @@
 //
 // # Requests
 //
-// Absent extents that are close to each other in the layer's blob are fetched with one request: 96 KiB from where a fault begins and 32 KiB
+// Absent extents that are close to each other in the layer's blob are fetched with one request: 128 KiB from where a fault begins and 32 KiB
 // from before that, also when it needs less. Who reads half a megabyte on end is a stream, for which up to two windows of 4 MiB are fetched
-// ahead, in requests of up to 1 MiB. Extents are written as soon as their request has come, those of the fault first, and it waits for
-// no others.
+// ahead, in requests of up to 1 MiB. Extents are decoded and written as their bytes come, those of the fault first, and it waits for no
+// others.
 //
 // There are three classes of requests. In everything that is scarce the first goes first, and the others leave some of it to it:
 //

@@ -9,8 +9,8 @@ import (
 const (
 	// leastBytes is what a fault brings from where it begins on, and beforeBytes what it brings from before that, if so much is absent and
 	// near: a program that starts reads files of one directory in any order, and what it reads next is often there. Of the starts that were
-	// recorded (docs/benchmarks.md) twice as much saves 2 to 6 % of the time and costs 5 to 8 % more bytes.
-	leastBytes  = 96 << 10
+	// recorded (docs/benchmarks.md) twice as much saves 2 to 10 % of the time and costs 4 to 10 % more bytes.
+	leastBytes  = 128 << 10
 	beforeBytes = 32 << 10
 	// mostBytes is the longest request for several extents. It bounds how long a reader waits for what he has not asked for, and what is
 	// in memory before anything can be decoded.

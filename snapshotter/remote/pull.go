@@ -201,20 +201,24 @@ func (p *Puller) workAhead(pl *pull, from int) {
 	}
 }
 
-// takeAhead returns the next layer to make ahead. If there is none the goroutine ends.
+// takeAhead returns the next layer to make ahead: the largest, which would keep the pull waiting longest. If there is none the goroutine
+// ends.
 func (p *Puller) takeAhead(pl *pull) (i int, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	largest := -1
 	// At a layer that is no tar stream the pull will fall back.
-	for ; pl.ended.IsZero() && pl.next < len(pl.states) && layerstore.Importable(pl.image.layers[pl.next].MediaType); pl.next++ {
-		if i := pl.next; pl.states[i] == Waiting {
-			pl.next++
-			pl.states[i] = Fetching
-			return i, true
+	for i := pl.next; pl.ended.IsZero() && i < len(pl.states) && layerstore.Importable(pl.image.layers[i].MediaType); i++ {
+		if pl.states[i] == Waiting && (largest < 0 || pl.image.layers[i].Size > pl.image.layers[largest].Size) {
+			largest = i
 		}
 	}
-	pl.ahead--
-	return 0, false
+	if largest < 0 {
+		pl.ahead--
+		return 0, false
+	}
+	pl.states[largest] = Fetching
+	return largest, true
 }
 
 // madeAhead keeps a layer until it is asked for. What went wrong is found again by the request for it.
