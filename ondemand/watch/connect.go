@@ -120,7 +120,7 @@ func (w *Watcher) put(e *watched, dir string) (former *watched) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, other := range w.allLocked() {
-		if other.isIn(dir) {
+		if os.SameFile(other.file, e.file) {
 			former = other
 			w.remove(other)
 		}

@@ -22,7 +22,8 @@ type watched struct {
 	layer Layer
 	held  string // its name for the keeper
 	data  *os.File
-	meta  *os.File // the meta image, to see who else has it open
+	file  os.FileInfo // of data
+	meta  *os.File    // the meta image, to see who else has it open
 	blob  *blob.Blob
 	fill  *ondemand.Layer
 
@@ -55,6 +56,9 @@ func (w *Watcher) openAnew(layer Layer) (*watched, error) {
 // open opens an instance. data is its data blob, opened before it was marked; it is e's unless there is an error.
 func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
 	e = &watched{w: w, layer: layer, held: heldName(layer.Name), data: data, checked: layer.Check == nil}
+	if e.file, err = data.Stat(); err != nil {
+		return nil, err
+	}
 	meta, err := os.Open(filepath.Join(layer.Dir, metaName))
 	if err != nil {
 		return nil, err
@@ -152,12 +156,11 @@ func (e *watched) path() string {
 
 // isIn says whether its data blob is the one in a directory.
 func (e *watched) isIn(dir string) bool {
-	ours, err := e.data.Stat()
-	if err != nil {
+	if _, err := e.data.Stat(); err != nil { // closed: another file may have got its number
 		return false
 	}
 	there, err := os.Stat(filepath.Join(dir, blob.DataName))
-	return err == nil && os.SameFile(ours, there)
+	return err == nil && os.SameFile(e.file, there)
 }
 
 // orphanDir is the directory of an orphan, "" if its files are not there any more: then nothing that is there may be deleted.
