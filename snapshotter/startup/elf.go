@@ -43,8 +43,8 @@ type extent struct{ from, to int64 }
 
 // segment is an entry of the program header table.
 type segment struct {
-	kind, flags                uint32
-	offset, addr, size, memory uint64 // size is that in the file, and lies in it
+	kind, flags        uint32
+	offset, addr, size uint64 // size is that in the file, and lies in it
 }
 
 // Numbers of the ELF specification.
