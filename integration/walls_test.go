@@ -21,7 +21,7 @@ var mayImport = map[string][]string{
 	"converter":                                 {"converter/..."},
 	"converter/erofs":                           nil,
 	"converter/index":                           {"converter/tarstream", "converter/inflate"},
-	"converter/index/estargz":                   {"converter/index", "converter/tarstream"},
+	"converter/index/estargz":                   {"converter/index", "converter/inflate", "converter/tarstream"}, // its index is packed as its layer is
 	"converter/index/indextest":                 {"converter/index", "converter/tarstream", "converter/tartest"}, // what tests of formats share
 	"converter/index/zstdchunked":               {"converter/index", "converter/tarstream"},
 	"converter/index/internal/toc":              {"converter/index", "converter/tarstream"},
