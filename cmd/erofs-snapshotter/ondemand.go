@@ -51,12 +51,13 @@ type demand struct {
 	keeperReports
 
 	stop    context.CancelFunc
+	closed  bool
 	running sync.WaitGroup
 
 	check bool // layers are checked, and filled, in the background
 
-	ready     chan struct{} // closed when instances is set
-	instances instances
+	ready     chan struct{} // closed when instances is set, or never will be
+	instances instances     // nil if everything ended before
 }
 
 // instances is where they are: a Snapshotter's, or a layer store's alone.
@@ -123,8 +124,9 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 		},
 		Secret: d.importSecret, Connected: from.noteLearned, Settled: d.settled,
 		Gone: func(dir string) {
-			<-d.ready
-			d.instances.Gone(dir)
+			if all, err := d.whenReady(); err == nil { // otherwise the next process finds it
+				all.Gone(dir)
+			}
 		},
 	})
 	if from.client != nil {
@@ -147,6 +149,24 @@ func (d *demand) resume(all instances) {
 	d.instances = all
 	close(d.ready)
 	d.openAll()
+}
+
+// resumed says whether resume was called.
+func (d *demand) resumed() bool {
+	select {
+	case <-d.ready:
+		return d.instances != nil
+	default:
+		return false
+	}
+}
+
+// whenReady waits for the instances. There is an error if this process ends before it has them.
+func (d *demand) whenReady() (instances, error) {
+	if <-d.ready; d.instances == nil {
+		return nil, errors.New("this process ends before it knows its layers")
+	}
+	return d.instances, nil
 }
 
 // settled goes on with them when the keeper has answered at last, or is certainly gone.
@@ -194,8 +214,12 @@ func (d *demand) run(ctx context.Context) error {
 	return all.Wait()
 }
 
-// close leaves everything to the keeper.
+// close leaves everything to the keeper. It may be called again.
 func (d *demand) close() error {
+	if !d.closed && !d.resumed() {
+		close(d.ready) // the watcher waits for those who wait for it
+	}
+	d.closed = true
 	err := d.watcher.Close()
 	d.stop()
 	d.running.Wait()
@@ -211,8 +235,11 @@ func (d *demand) describe(inst layerstore.Instance, dir string) (watch.Layer, er
 		Name: string(inst.ID), ID: inst.ID.Bytes(), Dir: dir, Digest: inst.Layer.String(), Origin: originOf(inst.Lazy.Images), PrefetchUntil: inst.Lazy.Prefetch,
 		Source: layerSource{demand: d, inst: inst},
 		Complete: func() error {
-			<-d.ready
-			return d.instances.SetComplete(inst)
+			all, err := d.whenReady()
+			if err != nil {
+				return err
+			}
+			return all.SetComplete(inst)
 		},
 	}
 	if d.check && d.loader != nil && inst.Lazy.Verified.IsZero() && inst.Lazy.Mismatch == "" {
@@ -239,16 +266,20 @@ func (d *demand) checkLayer(ctx context.Context, inst layerstore.Instance, pace 
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	all, err := d.whenReady()
+	if err != nil {
+		return err
+	}
 	sums, err := d.loader.Check(ctx, inst, d.limits, pace.Wait, put)
 	switch {
 	case errors.Is(err, lazy.ErrMismatch):
-		d.instances.Mismatched(ctx, inst.ID, err)
+		all.Mismatched(ctx, inst.ID, err)
 		return nil
 	case err != nil:
 		return err
 	}
 	d.log.Info("lazy layer checked", "instance", inst.ID, "layer", inst.Layer, "bytes", sums.BlobBytes)
-	return d.instances.SetVerified(inst.ID, sums.DiffID, sums.DiffBytes)
+	return all.SetVerified(inst.ID, sums.DiffID, sums.DiffBytes)
 }
 
 // layerSource reads the blob of an instance's layer from the first image that has it.
@@ -259,12 +290,10 @@ type layerSource struct {
 
 // images are the references under which the layer was pulled, also since it was opened.
 func (s layerSource) images() []string {
-	select {
-	case <-s.demand.ready:
+	if s.demand.resumed() {
 		if inst, err := s.demand.instances.Get(s.inst.ID); err == nil {
 			return inst.Lazy.Images
 		}
-	default:
 	}
 	return s.inst.Lazy.Images
 }
