@@ -60,7 +60,7 @@ type Options struct {
 	Wait    time.Duration
 	Waiting func()
 	// Locked is called when the root belongs to this process, before anything in it is touched, unless it is nil. Closing is called when nothing
-	// in it is used any more, before it is given back.
+	// in it is used any more, before it is given back: by Close, and by Open if that fails in Locked or later.
 	Locked  func(context.Context) error
 	Closing func(context.Context) error
 	// Log gets what was repaired, and at level debug each step. Nil discards it.
@@ -109,9 +109,14 @@ func Open(ctx context.Context, opts Options) (_ *Root, err error) {
 		return nil, err
 	}
 	r.lazy, r.end = opts.Lazy, opts.Closing
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.giveBack(ctx))
+		}
+	}()
 	if opts.Locked != nil {
 		if err := opts.Locked(ctx); err != nil {
-			return nil, errors.Join(err, r.lock.Close())
+			return nil, err
 		}
 	}
 	// The zero grace is a default; here nothing is kept for later.
@@ -119,12 +124,21 @@ func Open(ctx context.Context, opts Options) (_ *Root, err error) {
 		Root: r.path, Backend: opts.Backend, Log: r.log, Grace: -1, Brief: true, Layers: opts.Layers, Lazy: opts.Lazy, OnDemand: opts.OnDemand,
 	})
 	if err != nil {
-		return nil, errors.Join(err, r.lock.Close())
+		return nil, err
 	}
 	if err := r.settle(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("repair %s: %w", r.path, err), r.sn.Close(), r.lock.Close())
+		return nil, errors.Join(fmt.Errorf("repair %s: %w", r.path, err), r.sn.Close())
 	}
 	return r, nil
+}
+
+// giveBack lets others have the root directory, in which nothing is used any more.
+func (r *Root) giveBack(ctx context.Context) error {
+	var err error
+	if r.end != nil {
+		err = r.end(context.WithoutCancel(ctx))
+	}
+	return errors.Join(err, r.lock.Close())
 }
 
 // refuseDaemonRoot keeps us from a root whose snapshots containerd knows: all would be garbage here.

@@ -2,6 +2,7 @@ package imagemount
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -212,4 +213,36 @@ func TestDaemonRootIsRefused(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(root, "daemon.lock"), nil, 0o600))
 	_, err := Open(t.Context(), options(root))
 	wantError(t, err, "belongs to the daemon", "--root")
+}
+
+// Who takes layers over in Locked hands them on in Closing, also when the root cannot be opened.
+func TestClosingAfterFailedOpen(t *testing.T) {
+	for name, c := range map[string]struct {
+		locked error // of Locked
+		spoil  bool  // the root cannot be opened
+	}{
+		"in Locked": {locked: errors.New("made by the test")},
+		"later":     {spoil: true},
+	} {
+		root := t.TempDir()
+		if c.spoil {
+			must(t, os.Mkdir(filepath.Join(root, "metadata.db"), 0o700))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		closed := 0
+		opts := options(root)
+		opts.Locked = func(context.Context) error { return c.locked }
+		opts.Closing = func(ctx context.Context) error {
+			closed++
+			return ctx.Err()
+		}
+		cancel()
+		if _, err := Open(ctx, opts); err == nil || c.locked != nil && !errors.Is(err, c.locked) || c.spoil && errors.Is(err, context.Canceled) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if closed != 1 {
+			t.Errorf("%s: closed %d times", name, closed)
+		}
+	}
 }

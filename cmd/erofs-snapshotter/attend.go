@@ -170,15 +170,22 @@ func (m *mountDemand) left(inst layerstore.Instance, dir string) {
 	m.watcher.Left(string(inst.ID), dir)
 }
 
-// closing leaves what is not complete to another attendant.
+// closing leaves what is not complete to another attendant. If the command has failed before it knew what that is, as soon as it had told the
+// former attendant to end, there has to be one in any case: it ends by itself if there is nothing to do.
 func (m *mountDemand) closing(context.Context) error {
-	m.watcher.Sweep()
-	needed := !m.watcher.Idle()
+	needed := hasLazy(m.root)
+	if m.resumed() {
+		m.watcher.Sweep()
+		needed = !m.watcher.Idle()
+	}
 	err := m.demand.close()
 	if needed {
 		err = errors.Join(err, startAttendant(m.root, m.attend))
 	} else if m.begun {
 		endKeeper(m.keeperAddress)
 	}
-	return errors.Join(err, m.lock.Close())
+	if m.lock != nil {
+		err = errors.Join(err, m.lock.Close())
+	}
+	return err
 }
