@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -150,6 +152,23 @@ func TestWalls(t *testing.T) {
 		checkOwnImports(t, p)
 		for _, w := range allWalls() {
 			checkWall(t, p, w)
+		}
+	}
+}
+
+// TestWallsDocumented keeps the table of packages in docs/architecture.md complete.
+func TestWallsDocumented(t *testing.T) {
+	text, err := os.ReadFile("../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range listPackages(t) {
+		name, last := p.name(), path.Base(p.name())
+		if isInternal(name) {
+			continue
+		}
+		if !slices.ContainsFunc([]string{name, "…/" + last, last}, func(s string) bool { return strings.Contains(string(text), "`"+s+"`") }) {
+			t.Errorf("docs/architecture.md does not name package %s", name)
 		}
 	}
 }
