@@ -81,7 +81,7 @@ func (s *Snapshotter) renewPoisoned(ctx context.Context) error {
 	var errs []error
 	for _, dir := range dirs {
 		if !s.demand.Serves(dir) && !s.knownPoisoned(dir) {
-			errs = append(errs, s.poisonOrphan(ctx, dir))
+			errs = append(errs, s.poisonOrphan(dir))
 		}
 	}
 	return errors.Join(errs...)
@@ -175,7 +175,7 @@ func (s *Snapshotter) usersOf(ctx context.Context, id layerstore.ID) (users []st
 }
 
 // poisonOrphan cuts the data of an orphan that was not answered for, or deletes it if nobody reads from it.
-func (s *Snapshotter) poisonOrphan(_ context.Context, dir string) error {
+func (s *Snapshotter) poisonOrphan(dir string) error {
 	alive, err := s.demand.Alive(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

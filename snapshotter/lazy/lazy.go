@@ -54,7 +54,7 @@ type Options struct {
 	Off bool
 	// MinLayerBytes is the size of the smallest layer that is loaded on demand.
 	MinLayerBytes int64
-	// Trust lists the repositories whose images may be; see Trusts.
+	// Trust lists the repositories whose images may be; see trusts.
 	Trust []string
 	// Ready returns an error while nobody can answer the kernel.
 	Ready func() error
@@ -154,7 +154,7 @@ func (l *Loader) mayBeLazy(image string, layer ocispec.Descriptor, named map[str
 		return reasonError{Small, fmt.Errorf("it has %d bytes, lazy.min_layer_size is %d", layer.Size, l.o.MinLayerBytes)}
 	case image == "":
 		return reasonError{NoSource, errors.New("it is not known where it can be fetched from")}
-	case !Trusts(l.o.Trust, image):
+	case !trusts(l.o.Trust, image):
 		return reasonError{Untrusted, errors.New("its repository is not in lazy.trust")}
 	}
 	if err := l.o.Ready(); err != nil {

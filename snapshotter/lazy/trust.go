@@ -2,10 +2,10 @@ package lazy
 
 import "strings"
 
-// Trusts says whether an image is in one of the repositories that patterns describe. A pattern is a repository as it stands in a
+// trusts says whether an image is in one of the repositories that patterns describe. A pattern is a repository as it stands in a
 // reference, with its host ("registry.example/team/app"); all repositories below a path ("registry.example/team/*"); or all ("*"). Any other
 // pattern means nothing.
-func Trusts(patterns []string, image string) bool {
+func trusts(patterns []string, image string) bool {
 	repository := repositoryOf(image)
 	for _, p := range patterns {
 		below, all := strings.CutSuffix(p, "*")

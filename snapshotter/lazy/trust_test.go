@@ -36,11 +36,11 @@ func TestTrusts(t *testing.T) {
 		{"registry.example/app:1", "registry.example/app:1", false},
 		{"*/app", "registry.example/app:1", false},
 	} {
-		if got := Trusts([]string{"other.example/x", c.pattern}, c.image); got != c.want {
+		if got := trusts([]string{"other.example/x", c.pattern}, c.image); got != c.want {
 			t.Errorf("pattern %q, image %q: %v, want %v", c.pattern, c.image, got, c.want)
 		}
 	}
-	if Trusts(nil, "registry.example/app:1") {
+	if trusts(nil, "registry.example/app:1") {
 		t.Error("no pattern trusts")
 	}
 }
