@@ -65,9 +65,7 @@ func attend(ctx context.Context, c *cli.Command, cfg config.Config) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close(), store.Close(), store.DeleteDiscarded()) }()
-	if err := d.begin(ctx); err != nil {
-		return err
-	}
+	d.begin(ctx)
 	d.resume(alone{store, log})
 	if _, err := fmt.Fprintln(lock, os.Getpid()); err != nil { // from now on it can be told to end
 		return err
@@ -163,7 +161,8 @@ func (m *mountDemand) locked(ctx context.Context) (err error) {
 	if m.lock, err = ownLayers(ctx, m.root); err != nil {
 		return err
 	}
-	return m.begin(ctx)
+	m.begin(ctx)
+	return nil
 }
 
 func (m *mountDemand) left(inst layerstore.Instance, dir string) {

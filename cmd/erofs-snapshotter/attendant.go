@@ -27,8 +27,8 @@ const (
 	attendantPoll = 20 * time.Millisecond
 )
 
-// ownLayers locks the layers of a root for this process. While an attendant has them, it is asked to end. With wait, one that is not told to
-// end is waited for.
+// ownLayers locks the layers of a root for this process. While an attendant has them, it is asked to end, and
+// after a while killed.
 func ownLayers(ctx context.Context, root string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(root, attendantFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

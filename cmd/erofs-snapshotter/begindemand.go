@@ -38,8 +38,9 @@ func (d *demand) startKeeper(ctx context.Context, patience time.Duration) error 
 	return keeper.Start(ctx, d.keeperAddress, program, log, "--patience", patience.String())
 }
 
-// begin serves what a keeper holds, before anything in the root is touched. That nothing can be loaded on demand on this host is no error.
-func (d *demand) begin(ctx context.Context) error {
+// begin serves what a keeper holds, before anything in the root is touched. Whether anything can be loaded on demand
+// on this host is in impossible then.
+func (d *demand) begin(ctx context.Context) {
 	lazy := hasLazy(d.root)
 	switch {
 	case !d.enabled && !lazy:
@@ -47,7 +48,6 @@ func (d *demand) begin(ctx context.Context) error {
 	case lazy || !d.late:
 		d.beginNow(ctx)
 	}
-	return nil
 }
 
 func (d *demand) beginNow(ctx context.Context) {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -98,7 +97,7 @@ func (o observer) fillMap(_ context.Context, instance string, cells int) ([]floa
 	}
 	filled, err := o.demand.watcher.Map(instance, cells)
 	if err != nil && !inst.Partial() {
-		return slices.Repeat([]float64{1}, cells), nil
+		return fullMap(cells), nil
 	}
 	return filled, err
 }

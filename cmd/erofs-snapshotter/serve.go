@@ -106,9 +106,7 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) (err error)
 	onDemand := newDemand(cfg, from, log)
 	defer func() { err = errors.Join(err, onDemand.close()) }()
 	// Containers may be waiting for their data, so this comes before all else.
-	if err := onDemand.begin(ctx); err != nil {
-		return err
-	}
+	onDemand.begin(ctx)
 	sn, err := snapshotter.New(ctx, snapshotterOptions(cfg, store, from, onDemand, log))
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/urfave/cli/v3"
 
@@ -78,10 +79,13 @@ func (m layerMap) show(ctx context.Context) error {
 	return render.Map(m.out, l, cells, columns)
 }
 
+// fullMap is the map of a layer that has everything.
+func fullMap(cells int) []float64 { return slices.Repeat([]float64{1}, cells) }
+
 // cells asks for those of a layer. One that was never lazy has everything.
 func (m layerMap) cells(ctx context.Context, l admin.Layer, n int) ([]float64, error) {
 	if l.Lazy == nil {
-		return render.Full(n), nil
+		return fullMap(n), nil
 	}
 	answer, err := m.client.Map(ctx, l.Instance, n)
 	return answer.Cells, err

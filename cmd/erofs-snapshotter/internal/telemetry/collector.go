@@ -46,8 +46,8 @@ var (
 // collector reports a Metrics at each scrape.
 type collector struct{ read func() Metrics }
 
-// NewCollector returns a collector that calls read at each scrape, by several goroutines at a time.
-func NewCollector(read func() Metrics) prometheus.Collector { return collector{read} }
+// newCollector returns a collector that calls read at each scrape, by several goroutines at a time.
+func newCollector(read func() Metrics) prometheus.Collector { return collector{read} }
 
 // Describe is part of prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {

@@ -16,7 +16,7 @@ const maxScrapes = 4
 func Handler(read func() Metrics, log *slog.Logger) http.Handler {
 	// The global registry would have whatever a library puts there.
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(NewCollector(read), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(newCollector(read), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		// What can be had is better than nothing, when for instance /proc cannot be read.

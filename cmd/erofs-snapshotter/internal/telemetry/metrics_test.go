@@ -46,7 +46,7 @@ func full() Metrics {
 
 func TestCollectorLint(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(NewCollector(full))
+	registry.MustRegister(newCollector(full))
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil {
 		t.Fatal(err)

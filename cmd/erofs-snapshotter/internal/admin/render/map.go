@@ -34,15 +34,6 @@ func Mappable(l admin.Layer) error {
 	return nil
 }
 
-// Full is the map of a layer that has everything.
-func Full(cells int) []float64 {
-	full := make([]float64, cells)
-	for i := range full {
-		full[i] = 1
-	}
-	return full
-}
-
 // TextCells is how many cells Map shows of a layer on a terminal of so many columns. A small layer has less than would fit.
 func TextCells(l admin.Layer, columns int) int {
 	inRow := textRow(columns)

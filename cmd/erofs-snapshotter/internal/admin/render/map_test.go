@@ -7,11 +7,15 @@ import (
 	"fmt"
 	"image/png"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/cmd/erofs-snapshotter/internal/admin"
 )
+
+// full has only cells that have everything.
+func full(n int) []float64 { return slices.Repeat([]float64{1}, n) }
 
 // pattern has cells of all kinds: all, nothing, and parts that grow.
 func pattern(n int) []float64 {
@@ -40,7 +44,7 @@ func TestMap(t *testing.T) {
 		t.Run(test.file, func(t *testing.T) {
 			cells := pattern(TextCells(test.l, test.columns))
 			if test.l.Lazy == nil {
-				cells = Full(len(cells))
+				cells = full(len(cells))
 			}
 			var b strings.Builder
 			if err := Map(&b, test.l, cells, test.columns); err != nil {

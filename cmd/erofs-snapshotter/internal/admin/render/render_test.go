@@ -159,7 +159,7 @@ func FuzzRender(f *testing.F) {
 			}
 		}
 		for _, l := range append(s.Layers, before.Layers...) {
-			if err := errors.Join(Map(&b, l, Full(TextCells(l, 80)), 80), SVG(&b, l, Full(3))); err != nil {
+			if err := errors.Join(Map(&b, l, full(TextCells(l, 80)), 80), SVG(&b, l, full(3))); err != nil {
 				t.Error(err)
 			}
 		}
