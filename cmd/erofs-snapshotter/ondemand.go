@@ -15,7 +15,6 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/config"
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
-	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/registry"
@@ -106,7 +105,7 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 		Parallel:       cfg.Registry.Connections,
 		Quiet:          max(cfg.Lazy.BackgroundDelay.Duration, leastQuiet),
 		BackgroundRate: cfg.Registry.BackgroundRate.Bytes,
-		NewDecoder:     func() ondemand.Decoder { return new(decoder) },
+		NewDecoder:     func() ondemand.Decoder { return new(layerstore.Decoder) },
 		Log:            log,
 	})
 	var start func(context.Context) error
@@ -320,17 +319,3 @@ func (s layerSource) ReadAt(ctx context.Context, p []byte, off int64, attempt in
 }
 
 func (s layerSource) descriptor() ocispec.Descriptor { return lazy.Descriptor(s.inst) }
-
-// decoder is an index.Decoder as the engine wants it.
-type decoder struct{ index.Decoder }
-
-func (d *decoder) Open(kind uint8, off int64, compressed []byte, more func(int) int) error {
-	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed, more)
-}
-
-func (d *decoder) Decode(x blob.Extent, dst []byte) error {
-	return d.Decoder.Decode(index.Extent{
-		Length: int64(x.Length), Skip: x.InnerOffset, Digest: x.Digest,
-		Blob: index.Range{Start: x.BlobOffset, End: x.BlobOffset + int64(x.BlobLength)},
-	}, dst)
-}

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/erofs-snapshotter/erofs-snapshotter/converter/index"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/file"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
@@ -108,7 +107,7 @@ func live() error {
 func (l *life) run(ctx context.Context, commands *bufio.Scanner) error {
 	syncer := blob.NewSyncer(func(_ *blob.Blob, err error) { l.log.Error("flush", "cause", err) })
 	engine := ondemand.New(ondemand.Options{
-		NewDecoder: func() ondemand.Decoder { return new(decoder) }, Deadline: l.o.Deadline, Log: l.log,
+		NewDecoder: func() ondemand.Decoder { return new(layerstore.Decoder) }, Deadline: l.o.Deadline, Log: l.log,
 	})
 	l.watcher = watch.New(watch.Options{
 		Engine: engine, Syncer: syncer, Keeper: l.o.Keeper, Log: l.log,
@@ -219,18 +218,4 @@ func (l *life) reportTo(ctx context.Context) {
 			l.say("answered")
 		}
 	}
-}
-
-// decoder is an index.Decoder as the engine wants it.
-type decoder struct{ index.Decoder }
-
-func (d *decoder) Open(kind uint8, off int64, compressed []byte, more func(int) int) error {
-	return d.Decoder.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed, more)
-}
-
-func (d *decoder) Decode(x blob.Extent, dst []byte) error {
-	return d.Decoder.Decode(index.Extent{
-		Length: int64(x.Length), Skip: x.InnerOffset, Digest: x.Digest,
-		Blob: index.Range{Start: x.BlobOffset, End: x.BlobOffset + int64(x.BlobLength)},
-	}, dst)
 }

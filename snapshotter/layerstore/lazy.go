@@ -164,6 +164,22 @@ func extentsOf(extents []converter.DataExtent, codec index.Codec) func(yield fun
 	}
 }
 
+// Decoder decodes the extents of lazy instances as their tables have them: it is the other side of extentsOf, and an ondemand.of.
+type Decoder struct{ of index.Decoder }
+
+// Open takes the compressed bytes of a range of the layer's blob.
+func (d *Decoder) Open(kind uint8, off int64, compressed []byte, more func(int) int) error {
+	return d.of.Open(index.Codec(kind), index.Range{Start: off, End: off + int64(len(compressed))}, compressed, more)
+}
+
+// Decode fills dst with an extent of the range and compares its digest.
+func (d *Decoder) Decode(x blob.Extent, dst []byte) error {
+	return d.of.Decode(index.Extent{
+		Length: int64(x.Length), Skip: x.InnerOffset, Digest: x.Digest,
+		Blob: index.Range{Start: x.BlobOffset, End: x.BlobOffset + int64(x.BlobLength)},
+	}, dst)
+}
+
 const blockBytes = 4096
 
 // wholeBlocks is what a file of n bytes may take on disk.
