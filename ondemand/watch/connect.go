@@ -89,15 +89,7 @@ func (w *Watcher) mayStart() bool { return w.o.Start != nil && keeper.Gone(w.o.K
 
 // takeOver serves what a keeper has held for an earlier process, and owns its descriptors unless there is an error.
 func (w *Watcher) takeOver(h keeper.Held, g *fanotify.Group) error {
-	dir, err := directoryOf(h.Data)
-	if err != nil {
-		return err
-	}
-	layer, err := w.o.Describe(dir)
-	if err != nil {
-		return err
-	}
-	e, err := w.open(layer, h.Data)
+	e, dir, err := w.openHeld(h)
 	if err != nil {
 		return err
 	}
@@ -105,7 +97,7 @@ func (w *Watcher) takeOver(h keeper.Held, g *fanotify.Group) error {
 	if former := w.put(e, dir); former != nil {
 		// It was opened after its data blob was marked, so what it writes waits for an answer, which is given from now on.
 		if err := former.close(); err != nil {
-			w.o.Log.Warn("closing a data blob that the keeper has, too", "instance", layer.Name, "cause", err)
+			w.o.Log.Warn("closing a data blob that the keeper has, too", "instance", e.layer.Name, "cause", err)
 		}
 		last := former.report()
 		w.mu.Lock()
@@ -115,10 +107,35 @@ func (w *Watcher) takeOver(h keeper.Held, g *fanotify.Group) error {
 	return nil
 }
 
-// put makes e, whose files are in dir, known, and returns what was known of the same files.
+// openHeld opens what a keeper has held, and returns its directory. A late keeper's instances may leave the store meanwhile.
+func (w *Watcher) openHeld(h keeper.Held) (*watched, string, error) {
+	for {
+		dir, err := directoryOf(h.Data)
+		if err != nil {
+			return nil, "", err
+		}
+		layer, err := w.o.Describe(dir)
+		var e *watched
+		if err == nil {
+			e, err = w.open(layer, h.Data)
+		}
+		if err == nil {
+			return e, dir, nil
+		}
+		if now, lookErr := directoryOf(h.Data); lookErr != nil || now == dir {
+			return nil, "", err
+		}
+	}
+}
+
+// put makes e, whose files were in dir, known, and returns what was known of the same files. The instance may have left the store since, and Left
+// has not found it.
 func (w *Watcher) put(e *watched, dir string) (former *watched) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if now, err := directoryOf(e.data); err == nil {
+		dir = now
+	}
 	for _, other := range w.allLocked() {
 		if os.SameFile(other.file, e.file) {
 			former = other

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -131,6 +132,41 @@ func TestLateKeeper(t *testing.T) {
 		in.reads(root)
 	}
 	eventually(t, "all is complete", func() bool { return second.Idle() && len(w.holds()) == 0 })
+}
+
+// TestLeftWhileTakenOver: an instance that leaves the store while it is taken over from a late keeper is served as an orphan, where its files are,
+// also if it is made anew at once.
+func TestLeftWhileTakenOver(t *testing.T) {
+	for _, made := range []bool{false, true} {
+		t.Run(fmt.Sprint("made again ", made), func(t *testing.T) {
+			w := newWorld(t)
+			first := w.daemon()
+			in := w.usual(1)
+			first.open(in)
+			root := first.mount(in)
+			first.stop()
+
+			second := w.prepare()
+			var dir string
+			second.o.Describe = func(at string) (Layer, error) {
+				layer, err := w.describe(at)
+				if dir == "" {
+					dir = second.orphan(in)
+					if made {
+						in.make(in.dir)
+					}
+				}
+				return layer, err
+			}
+			must(t, second.Connect(t.Context()))
+			if !second.Serves(dir) || second.Watches(in.name) {
+				t.Errorf("in %s: %+v", dir, second.Reports())
+			}
+			second.run()
+			in.reads(root)
+			eventually(t, "it has gone", func() bool { return second.Idle() && w.isGone(dir) })
+		})
+	}
 }
 
 // TestStuckIsNotOpened: the data blob of what the keeper holds and cannot be served is watched, by somebody who only refuses: it is not opened, and

@@ -72,6 +72,9 @@ func (w *Watcher) open(layer Layer, data *os.File) (e *watched, err error) {
 	if e.blob, err = blob.Open(layer.Dir, layer.ID, blob.Options{Data: data, Syncer: w.o.Syncer}); err != nil {
 		return nil, err
 	}
+	if !e.isIn(layer.Dir) { // it has left the store, and what was opened beside it may be of another one that was made since
+		return nil, errors.Join(fmt.Errorf("%s is not in %s any more", blob.DataName, layer.Dir), e.blob.Close())
+	}
 	if err := e.blob.Lost(); err != nil {
 		w.o.Log.Warn("data of a layer may have to be fetched again", "instance", layer.Name, "cause", err)
 	}
