@@ -47,6 +47,8 @@ type answering struct {
 	mounts  int
 	// mount, if set, takes the place of what Mount does.
 	mount func(instance string) (func(root string) error, error)
+	// asked, if set, is called before Watches answers.
+	asked func(instance string)
 }
 
 func (a *answering) Mount(_ context.Context, instance string) (func(root string) error, error) {
@@ -59,8 +61,14 @@ func (a *answering) Mount(_ context.Context, instance string) (func(root string)
 	return func(string) error { return nil }, nil
 }
 
+func (a *answering) Watches(instance string) bool {
+	if a.asked != nil {
+		a.asked(instance)
+	}
+	return a.watches[instance]
+}
+
 func (a *answering) Unsure() error                  { return a.unsure }
-func (a *answering) Watches(instance string) bool   { return a.watches[instance] }
 func (a *answering) Serves(dir string) bool         { return a.serves[dir] }
 func (a *answering) Alive(dir string) (bool, error) { return watch.Alive(dir) }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
@@ -60,8 +61,13 @@ func (s *Snapshotter) renewPoisoned(ctx context.Context) error {
 		s.log.Error("layers whose data are not all here are left as they are, and not mounted, until the keeper answers", "layers", s.countPartial(), "cause", err)
 		return nil
 	}
-	for _, inst := range s.layers.List() {
-		if !inst.Partial() || s.demand.Watches(string(inst.ID)) {
+	for _, listed := range s.layers.List() {
+		if !listed.Partial() || s.demand.Watches(string(listed.ID)) {
+			continue
+		}
+		// Asked again, now that nobody watches: one that became complete since is not partial any more before its watch ends.
+		inst, err := s.layers.Get(listed.ID)
+		if err != nil || !inst.Partial() {
 			continue
 		}
 		alive, err := s.demand.Alive(s.layers.Dir(inst.ID))
@@ -174,18 +180,20 @@ func (s *Snapshotter) usersOf(ctx context.Context, id layerstore.ID) (users []st
 	return users, n, mounted, err
 }
 
-// poisonOrphan cuts the data of an orphan that was not answered for, or deletes it if nobody reads from it.
+// poisonOrphan cuts the data of an orphan that was not answered for, or deletes it if nobody reads from it, or nobody had to answer.
 func (s *Snapshotter) poisonOrphan(dir string) error {
 	alive, err := s.demand.Alive(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if !alive {
-		return s.layers.DiscardDir(dir)
+		return s.discardOrphan(dir)
 	}
 	inst, err := layerstore.ReadInstance(dir)
 	if err != nil {
 		s.log.Warn("what a removed layer was is not known", "path", dir, "cause", err)
+	} else if hasAll(dir, inst.ID) {
+		return s.discardOrphan(dir)
 	}
 	users, known, err := layerstore.Users(dir)
 	if err != nil {
@@ -196,6 +204,25 @@ func (s *Snapshotter) poisonOrphan(dir string) error {
 	}
 	s.notePoisoned(dir, Poisoned{inst, users}, !known)
 	return os.Truncate(filepath.Join(dir, filepath.Base(s.layers.DataPath(inst.ID))), 0)
+}
+
+// hasAll says whether the data of an orphan are all here. They have come before its watch ended: the process that has filled it may have ended
+// then, or be just about to call Gone.
+func hasAll(dir string, id layerstore.ID) bool {
+	b, err := blob.Open(dir, id.Bytes(), blob.Options{})
+	if err != nil {
+		return false
+	}
+	p := b.Progress()
+	return b.Close() == nil && p.DurableExtents == p.Extents
+}
+
+// discardOrphan takes the files of an orphan away, unless Gone has done so meanwhile.
+func (s *Snapshotter) discardOrphan(dir string) error {
+	if err := s.layers.DiscardDir(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // keepUsers has the next process know who uses the files in a directory, and that it was said.

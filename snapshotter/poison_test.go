@@ -223,24 +223,50 @@ func TestUndecided(t *testing.T) {
 	}
 }
 
+// TestCompletesMeanwhile: what becomes complete while it is decided what is poisoned, and so is not watched any more, is not.
+func TestCompletesMeanwhile(t *testing.T) {
+	w := newLazyWorld(t)
+	s := w.start()
+	top, inst := w.pullLazily(s, lazyLayer(t))
+	mounts, err := s.Prepare(t.Context(), "box", top)
+	mounted(t, mounts, err)
+	must(t, s.Close())
+	w.demand.unsure = errTest
+	s = w.start()
+	w.demand.unsure = nil
+	w.demand.asked = func(string) { must(t, s.layers.SetComplete(inst)) }
+	must(t, s.RenewPoisoned(t.Context()))
+	if data, err := os.Stat(s.layers.DataPath(inst.ID)); len(s.Poisoned()) > 0 || err != nil || data.Size() != inst.DataBytes {
+		t.Errorf("poisoned: %+v; %+v, %v", s.Poisoned(), data, err)
+	}
+	w.demand.asked = nil
+}
+
 // TestOrphansAtStart: an orphan that is served is left alone; one that is not, and is read from, is poisoned; one that nobody reads from goes.
 func TestOrphansAtStart(t *testing.T) {
 	for name, c := range map[string]struct {
 		mounted, served bool
+		complete        bool
 		poisoned, there bool
 	}{
-		"served":  {mounted: true, served: true, there: true},
-		"lost":    {mounted: true, poisoned: true, there: true},
-		"unused":  {},
-		"waiting": {served: true, there: true},
+		"served":   {mounted: true, served: true, there: true},
+		"lost":     {mounted: true, poisoned: true, there: true},
+		"complete": {mounted: true, complete: true}, // the watch had ended, and so did the daemon
+		"unused":   {},
+		"waiting":  {served: true, there: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newLazyWorld(t)
 			s := w.start()
 			top, inst := w.pullLazily(s, lazyLayer(t))
+			if c.complete {
+				w.fillFile(s, inst, lazyFile("one"))
+				w.fillFile(s, inst, lazyFile("two"))
+			}
+			var reader *os.File
 			if c.mounted {
 				mounts, err := s.View(t.Context(), "view", top)
-				opened(t, mounts, err, "one")
+				reader = opened(t, mounts, err, "one")
 				must(t, s.Remove(t.Context(), "view"))
 			}
 			must(t, s.Remove(t.Context(), top))
@@ -264,6 +290,11 @@ func TestOrphansAtStart(t *testing.T) {
 					t.Errorf("log of command %d:\n%s", i, w.log)
 				}
 				must(t, s.Close())
+			}
+			if c.complete {
+				if p, err := readUncached(reader, 0); err != nil || !bytes.Equal(p, lazyFile("one")[:len(p)]) {
+					t.Errorf("a container that misses nothing read %x..., %v", p[:8], err)
+				}
 			}
 			fi, err := os.Stat(filepath.Join(dirs[0], blob.DataName))
 			if there := err == nil; there != c.there || there && (fi.Size() == 0) != c.poisoned {
