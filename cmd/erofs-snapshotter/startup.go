@@ -46,6 +46,8 @@ func startupCommand() *cli.Command {
 			if err := noArguments(c); err != nil {
 				return err
 			}
+			// serve is the last to be killed when memory is short, and what it starts would be, too.
+			_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0)
 			var p startup.Program
 			if err := json.NewDecoder(io.LimitReader(os.Stdin, maxProgram)).Decode(&p); err != nil {
 				return fmt.Errorf("program: %w", err)

@@ -68,9 +68,30 @@ func TestReadStartupEnds(t *testing.T) {
 	over := errors.New("over")
 	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, over)
 	defer cancel()
+	first := make(chan bool, 1)
+	go func() {
+		defer close(first)
+		for ctx.Err() == nil {
+			children, _ := filepath.Glob("/proc/self/task/*/children")
+			for _, path := range children {
+				b, _ := os.ReadFile(path)
+				for _, pid := range strings.Fields(string(b)) {
+					score, _ := os.ReadFile("/proc/" + pid + "/oom_score_adj")
+					if strings.TrimSpace(string(score)) == "1000" {
+						first <- true
+						return
+					}
+				}
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
 	began := time.Now()
 	_, err = readStartup(ctx, root, startup.Program{Args: []string{"/program"}})
 	if took := time.Since(began); !errors.Is(err, over) || took < time.Second || took > 5*time.Second {
 		t.Errorf("%v after %v", err, took)
+	}
+	if !<-first {
+		t.Error("it was not the first to be killed when memory is short")
 	}
 }

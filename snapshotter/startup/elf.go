@@ -14,8 +14,10 @@ const (
 	maxSegments = 128
 	maxDynamic  = 4096 // entries
 	maxNeeded   = 128
-	maxName     = 4096
-	maxTable    = 16 << 20
+	// maxNeededBytes bounds the names of what is needed: many can be the same bytes of a file.
+	maxNeededBytes = 64 << 10
+	maxName        = 4096
+	maxTable       = 16 << 20
 	// maxWritable is how much of the writable segments the loader is believed to relocate.
 	maxWritable = 8 << 20
 	// unknownTable is how much is read of a table whose end nothing tells.
@@ -147,9 +149,10 @@ func (p *parser) parse() (*object, error) {
 // segmentsOf reads what the segments are for.
 func (p *parser) segmentsOf(o *object) error {
 	writable := uint64(maxWritable)
+	dynamic := false
 	for _, s := range p.segments {
 		switch {
-		case s.kind == ptInterp && s.size > 0 && s.size <= maxName:
+		case s.kind == ptInterp && o.interp == "" && s.size > 0 && s.size <= maxName:
 			b, err := p.bytes(s.offset, s.size)
 			if err != nil {
 				return err
@@ -157,7 +160,8 @@ func (p *parser) segmentsOf(o *object) error {
 			name, _, _ := bytes.Cut(b, []byte{0})
 			o.interp = string(name)
 			p.add(s.offset, s.size)
-		case s.kind == ptDynamic:
+		case s.kind == ptDynamic && !dynamic: // a loader knows one
+			dynamic = true
 			if err := p.dynamic(o, s); err != nil {
 				return err
 			}
@@ -194,8 +198,10 @@ func (p *parser) dynamic(o *object, s segment) error {
 	if left == 0 {
 		return nil // nothing has a name
 	}
+	left = maxNeededBytes
 	for _, off := range needed[:min(len(needed), maxNeeded)] {
-		if name := p.name(names, off); name != "" {
+		if name := p.name(names, off); name != "" && uint64(len(name)) <= left {
+			left -= uint64(len(name))
 			o.needed = append(o.needed, name)
 		}
 	}

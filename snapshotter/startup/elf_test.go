@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -94,6 +95,35 @@ func TestParseELF(t *testing.T) {
 		if o.interp != "/lib/ld" || !slices.Equal(o.needed, []string{"a", "b"}) || o.rpath != "/r" || o.runpath != "" || o.machine != 62 {
 			t.Errorf("%v: %+v", order, o)
 		}
+	}
+}
+
+// TestMemory: names of which a hostile file has many with the same bytes do not take much more than the file.
+func TestMemory(t *testing.T) {
+	long := strings.Repeat("x", maxName-1)
+	b := testELF{needed: slices.Repeat([]string{long}, maxNeeded)}.bytes()
+	copy(b[64+2*56:64+3*56], b[64+56:64+2*56]) // two dynamic sections
+	o, err := parseELF(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(strings.Join(o.needed, "")); n == 0 || n > maxNeededBytes {
+		t.Errorf("an ELF file: %d names of %d bytes", len(o.needed), n)
+	}
+
+	const entries = 1000
+	b = testCache(slices.Repeat([]string{""}, 2*entries)...)
+	for i := range entries {
+		binary.NativeEndian.PutUint32(b[48+24*i+4:], uint32(len(b)))
+		binary.NativeEndian.PutUint32(b[48+24*i+8:], uint32(len(b)))
+	}
+	b = append(append(b, "/"+long[1:]...), 0)
+	n := 0
+	for name, paths := range parseCache(b) {
+		n += len(name) + len(strings.Join(paths, ""))
+	}
+	if n == 0 || n > 2*len(b) {
+		t.Errorf("a cache of %d bytes: %d", len(b), n)
 	}
 }
 

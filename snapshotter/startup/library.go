@@ -168,9 +168,13 @@ func parseCache(b []byte) map[string][]string {
 	}
 	b = b[at:]
 	found := map[string][]string{}
+	left := 2 * len(b) // of names and paths: in a hostile cache many are the same bytes
 	for i := range min(int(binary.NativeEndian.Uint32(b[20:])), maxCached, (len(b)-header)/entry) {
 		e := b[header+i*entry:]
 		name, where := cString(b, binary.NativeEndian.Uint32(e[4:])), cString(b, binary.NativeEndian.Uint32(e[8:]))
+		if left -= len(name) + len(where); left < 0 {
+			break
+		}
 		if name != "" && strings.HasPrefix(where, "/") && binary.NativeEndian.Uint64(e[16:]) == 0 {
 			found[name] = append(found[name], where)
 		}
