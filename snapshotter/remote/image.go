@@ -47,11 +47,27 @@ func parseManifest(b []byte) (*image, digest.Digest, error) {
 	return &image{layers: manifest.Layers}, manifest.Config.Digest, nil
 }
 
+// programOf is what a configuration starts. One that is not understood keeps no layer from being pulled: whoever runs the image has to.
+func programOf(config json.RawMessage) *startup.Program {
+	var c struct {
+		Entrypoint, Cmd, Env []string
+		WorkingDir           string
+	}
+	if len(config) == 0 || json.Unmarshal(config, &c) != nil {
+		return nil
+	}
+	args := slices.Concat(c.Entrypoint, c.Cmd)
+	if len(args) == 0 {
+		return nil
+	}
+	return &startup.Program{Args: args, Env: c.Env, Dir: c.WorkingDir}
+}
+
 // addConfig reads the image's configuration.
 func (img *image) addConfig(b []byte) error {
 	var config struct {
-		RootFS ocispec.RootFS      `json:"rootfs"`
-		Config ocispec.ImageConfig `json:"config"`
+		RootFS ocispec.RootFS  `json:"rootfs"`
+		Config json.RawMessage `json:"config"`
 	}
 	if err := json.Unmarshal(b, &config); err != nil {
 		return err
@@ -66,9 +82,7 @@ func (img *image) addConfig(b []byte) error {
 		}
 	}
 	img.diffIDs = ids
-	if args := slices.Concat(config.Config.Entrypoint, config.Config.Cmd); len(args) > 0 {
-		img.program = &startup.Program{Args: args, Env: config.Config.Env, Dir: config.Config.WorkingDir}
-	}
+	img.program = programOf(config.Config)
 	img.chains = identity.ChainIDs(append([]digest.Digest(nil), ids...)) // it works in place
 	return nil
 }

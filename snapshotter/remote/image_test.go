@@ -37,7 +37,11 @@ func TestBadImages(t *testing.T) {
 // TestProgram: what an image starts is its entrypoint and the arguments.
 func TestProgram(t *testing.T) {
 	for config, want := range map[string]*startup.Program{
-		`{}`: nil,
+		`{}`:                            nil,
+		`{"config":{"Cmd":"a string"}}`: nil,
+		`{"config":[]}`:                 nil,
+		`{"config":null}`:               nil,
+		`{"config":{"Cmd":["c"],"Volumes":[],"ExposedPorts":7}}`:                           {Args: []string{"c"}},
 		`{"config":{"Env":["A=b"],"WorkingDir":"/d"}}`:                                     nil,
 		`{"config":{"Entrypoint":["/e","x"],"Cmd":["c"],"Env":["A=b"],"WorkingDir":"/d"}}`: {Args: []string{"/e", "x", "c"}, Env: []string{"A=b"}, Dir: "/d"},
 		`{"config":{"Cmd":["c"]}}`:                                                         {Args: []string{"c"}},
