@@ -19,10 +19,11 @@ import (
 const (
 	maxBytes           = 1 << 56 // of anything, as in a table of extents: the sum of a few is no overflow
 	maxImageBytes      = 1024
-	maxMediaTypeBytes  = 255 // RFC 6838
-	maxAnnotations     = 8   // three are in use for one index
-	maxAnnotationBytes = 256 // of a key, and of a value
-	maxMismatchBytes   = 2048
+	maxMediaTypeBytes  = 255      // RFC 6838
+	maxAnnotations     = 8        // three are in use for one index
+	maxAnnotationBytes = 256      // of a key, and of a value
+	maxMismatchBytes   = 2048     // that is written
+	maxMismatchRead    = 64 << 10 // an earlier version wrote all of it, and read records of this length
 )
 
 // indexFormats are what index.Index.Format may be.
@@ -79,7 +80,7 @@ func (inst Instance) validateLazy() error {
 		fieldError("lazy.index", checkOneDigest(l.Index)),
 		fieldError("lazy.prefetch", checkRange(l.Prefetch, 0, l.Size)),
 		fieldError("lazy.finalBytes", checkRange(l.FinalBytes, 0, inst.MetaBytes+wholeBlocks(inst.DataBytes))),
-		fieldError("lazy.mismatch", checkLength(l.Mismatch, maxMismatchBytes)),
+		fieldError("lazy.mismatch", checkLength(l.Mismatch, maxMismatchRead)),
 	)
 }
 

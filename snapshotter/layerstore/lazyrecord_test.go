@@ -61,7 +61,7 @@ func TestDamagedLazyRecords(t *testing.T) {
 		"lazy.prefetch":    {-1, int64(1) << 40},
 		"lazy.finalBytes":  {-1, int64(1) << 40},
 		"lazy.verified":    {"yesterday", "2026-01-01T00:00:00Z"}, // whose diffID is missing
-		"lazy.mismatch":    {long[:2049], 7},
+		"lazy.mismatch":    {long[:64<<10+1], 7},
 		"lazy.partial":     {"yes"},
 		"more than 131072": {long},
 	}
