@@ -72,6 +72,7 @@ func (d *demand) beginNow(ctx context.Context) {
 	defer cancel()
 	switch err := d.watcher.Connect(ctx); {
 	case errors.Is(err, watch.ErrUnsure):
+		d.unsettled.Store(true)
 		d.log.Error("the keeper does not answer; layers whose data are not all here have to wait for it, and others are pulled as a whole", "cause", err)
 	case err != nil:
 		d.log.Warn("no keeper; layers are pulled as a whole until there is one", "cause", err)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -44,6 +45,8 @@ type demand struct {
 	beginning sync.Mutex
 	begun     bool
 	connects  bool // to a keeper
+	// unsettled says that it is not known yet which mounts are poisoned: their files are not opened, or what is filled would be taken for right.
+	unsettled atomic.Bool
 
 	keeperAddress string
 
@@ -131,16 +134,22 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	if from.client != nil {
 		d.loader = lazy.New(lazy.Options{
 			Registry: paced{from.client}, Off: !cfg.Lazy.Enabled, MinLayerBytes: cfg.Lazy.MinLayerSize.Bytes, Trust: cfg.Lazy.Trust, Ready: d.canWatch, Log: log,
-			Made: func(inst layerstore.Instance, dir string) error {
-				layer, err := d.describe(inst, dir)
-				if err != nil {
-					return err
-				}
-				return d.watcher.Open(layer)
-			},
+			Made: d.made,
 		})
 	}
 	return d
+}
+
+// made begins to fill an instance that was made or found.
+func (d *demand) made(inst layerstore.Instance, dir string) error {
+	if d.unsettled.Load() {
+		return errors.New("it is just being found out which layers somebody answers for")
+	}
+	layer, err := d.describe(inst, dir)
+	if err != nil {
+		return err
+	}
+	return d.watcher.Open(layer)
 }
 
 // resume goes on with the layers that are not complete, or not checked.
@@ -173,6 +182,7 @@ func (d *demand) settled(ctx context.Context) error {
 	if err := d.instances.RenewPoisoned(ctx); err != nil {
 		return err
 	}
+	d.unsettled.Store(false)
 	d.openAll()
 	return nil
 }
@@ -186,6 +196,14 @@ func (d *demand) openAll() {
 	for _, inst := range all.List() {
 		if inst.Lazy == nil || !inst.Lazy.Partial && (!inst.Lazy.Verified.IsZero() || inst.Lazy.Mismatch != "") {
 			continue
+		}
+		if inst.Lazy.Partial && !d.watcher.Watches(string(inst.ID)) {
+			// An attendant poisons nothing. Once such a layer is complete nobody could tell any more.
+			if alive, err := d.watcher.Alive(all.Dir(inst.ID)); err == nil && alive {
+				d.log.Error("nobody has answered for a layer that is mounted: it is left alone until the next mount command or start of the daemon",
+					"instance", inst.ID, "layer", inst.Layer)
+				continue
+			}
 		}
 		layer, err := d.describe(inst, all.Dir(inst.ID))
 		if err == nil {
