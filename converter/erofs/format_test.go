@@ -104,6 +104,23 @@ func TestXattrs(t *testing.T) {
 	}
 }
 
+func TestWholeChunk(t *testing.T) {
+	for _, c := range []struct {
+		size int64
+		bits int
+		last uint32
+		n    int
+	}{{4097, 13, 7, 1}, {8192, 13, 7, 1}, {8193, 14, 7, 1}, {1 << 43, 43, 7, 1}, {1<<43 + 1, 43, 7 + 1<<31, 2}} {
+		m := wholeChunk(c.size, 7)
+		if n := len(m.index); m.bits != c.bits || n != c.n || m.index[0] != 7 || m.index[n-1] != c.last {
+			t.Errorf("%d bytes: %d bits, chunks at %d", c.size, m.bits, m.index)
+		}
+		if u := uint32(m.bits-blockBits) | chunkFormatIndexes; u > 0x3f {
+			t.Errorf("%d bytes: chunk format %#x", c.size, u)
+		}
+	}
+}
+
 func TestSparseChunkBits(t *testing.T) {
 	for _, c := range []struct {
 		size int64

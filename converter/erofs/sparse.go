@@ -79,11 +79,18 @@ func newChunkMap(data *dataBlob, size int64) *chunkMap {
 	return m
 }
 
-// wholeChunk describes a file without holes, from block first of the data blob on, as one chunk. It says no more than a flat inode does,
+// maxChunkBits is what the inode has room for.
+const maxChunkBits = blockBits + 31
+
+// wholeChunk describes a file without holes, from block first of the data blob on, as one chunk, or more from 8 TiB on. It says no more than a flat inode does,
 // but in a file-backed mount Linux up to 7.2 at least reads a flat inode of another device page by page (fs/erofs/fileio.c compares
 // where a read ends on the device with an address of the image), and a chunk in requests of up to 16 folios. Each is an event of fanotify.
 func wholeChunk(size, first int64) *chunkMap {
-	return &chunkMap{size: size, bits: max(blockBits, bits.Len64(uint64(size-1))), index: []uint32{uint32(first)}}
+	m := &chunkMap{size: size, bits: min(max(blockBits, bits.Len64(uint64(size-1))), maxChunkBits)}
+	for at := int64(0); at < size; at += 1 << m.bits {
+		m.index = append(m.index, uint32(first+at/BlockBytes))
+	}
+	return m
 }
 
 // place returns the position of a segment in the data blob. Segments come in order and none overlaps the one before, so chunks that one
