@@ -53,12 +53,15 @@ type Decoder struct {
 	in    arriving  // the range
 	out   io.Reader // the decompressed range from at on; nil: begin again
 	at    int64
+
+	broken   error // why the range does not decompress up to brokenAt; nil: it is not known that it does not
+	brokenAt int64
 }
 
 // Open takes the bytes of a range of the blob, which the Decoder uses until the next call. more is nil, or not all of them are there: then it
 // waits for more than the first have, and returns how many are, which is no more than have if the rest does not come.
 func (d *Decoder) Open(c Codec, blob Range, compressed []byte, more func(have int) int) error {
-	d.codec, d.blob, d.out = c, blob, nil
+	d.codec, d.blob, d.out, d.broken = c, blob, nil, nil
 	d.in = arriving{buf: compressed, more: more}
 	if more == nil {
 		d.in.have = len(compressed)
@@ -95,7 +98,7 @@ func (d *Decoder) begin() (err error) {
 }
 
 // Decode fills dst, of x.Length bytes, with an extent of the opened range and compares the digest; after an error dst is garbage. Extents
-// of a range in the order of their Skip cost one decompression together.
+// of a range in the order of their Skip cost one decompression together, also those behind a place where it cannot be decompressed.
 func (d *Decoder) Decode(x Extent, dst []byte) error {
 	if x.Hole {
 		clear(dst)
@@ -112,21 +115,33 @@ func (d *Decoder) decode(x Extent, dst []byte) error {
 	if d.blob != x.Blob || int64(len(dst)) != x.Length {
 		return fmt.Errorf("decoder has %s, buffer has %d bytes for %d", d.blob, len(dst), x.Length)
 	}
+	if d.broken != nil && x.Skip+x.Length >= d.brokenAt {
+		return d.broken
+	}
 	if d.out == nil || x.Skip < d.at {
 		if err := d.begin(); err != nil {
 			return fmt.Errorf("%w: %w", ErrCorrupt, unexpected(err))
 		}
 	}
-	if _, err := io.CopyN(io.Discard, d.out, x.Skip-d.at); err != nil {
-		return fmt.Errorf("%w: skip: %w", ErrCorrupt, unexpected(err))
-	}
-	if _, err := io.ReadFull(d.out, dst); err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, unexpected(err))
+	if err := d.read(x.Skip-d.at, dst); err != nil {
+		d.broken, d.brokenAt = err, x.Skip+x.Length
+		return err
 	}
 	if got := sha256.Sum256(dst); got != x.Digest {
 		return fmt.Errorf("%w: digest sha256:%x, want sha256:%x", ErrCorrupt, got, x.Digest)
 	}
 	d.at = x.Skip + x.Length
+	return nil
+}
+
+// read skips bytes and fills dst.
+func (d *Decoder) read(skip int64, dst []byte) error {
+	if _, err := io.CopyN(io.Discard, d.out, skip); err != nil {
+		return fmt.Errorf("%w: skip: %w", ErrCorrupt, unexpected(err))
+	}
+	if _, err := io.ReadFull(d.out, dst); err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, unexpected(err))
+	}
 	return nil
 }
 

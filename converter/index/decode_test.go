@@ -104,6 +104,40 @@ func TestDecodeWhatComes(t *testing.T) {
 	}
 }
 
+// TestDecodeBrokenRangeOnce: what lies behind a place where a range cannot be decompressed costs nothing, and what lies before it is had.
+func TestDecodeBrokenRangeOnce(t *testing.T) {
+	for _, c := range []index.Codec{index.Gzip, index.Zstd} {
+		packed := compress(c)
+		blob := index.Range{End: int64(len(packed))}
+		asked, until := 0, len(packed)*3/4
+		more := func(int) int { asked++; return until }
+		var d index.Decoder
+		if err := d.Open(c, blob, packed, more); err != nil {
+			t.Fatal(c, err)
+		}
+		decode := func(x index.Extent) error { return d.Decode(at(x, blob), make([]byte, x.Length)) }
+		if err := decode(second); !errors.Is(err, index.ErrCorrupt) || asked == 0 {
+			t.Fatalf("%v: got %v, asked %d times", c, err, asked)
+		}
+		before := asked
+		if err := decode(second); !errors.Is(err, index.ErrCorrupt) || asked != before {
+			t.Errorf("%v: again: got %v, asked %d times", c, err, asked-before)
+		}
+		if err := decode(first); err != nil {
+			t.Errorf("%v: before it: %v", c, err)
+		}
+		if err := decode(second); !errors.Is(err, index.ErrCorrupt) {
+			t.Errorf("%v: after that: got %v", c, err)
+		}
+		if err := d.Open(c, blob, packed, nil); err != nil {
+			t.Fatal(c, err)
+		}
+		if err := decode(second); err != nil {
+			t.Errorf("%v: opened again: %v", c, err)
+		}
+	}
+}
+
 func TestDecodeFindsCorruption(t *testing.T) {
 	for _, c := range []index.Codec{index.Gzip, index.Zstd} {
 		good := compress(c)
