@@ -47,8 +47,8 @@ func (r *request) decodedAsItComes() bool {
 // memory is what a request takes of it: a decoder that waits for more holds what it has made.
 func (r *request) memory() int64 {
 	n := int64(0)
-	for _, x := range r.extents {
-		if x.streamed() {
+	if r.decodedAsItComes() {
+		for _, x := range r.extents {
 			n = max(n, int64(x.Length))
 		}
 	}
@@ -167,13 +167,11 @@ func (d *decoding) decode(decoder Decoder, x *numbered, dst []byte) error {
 	to := from + int(x.BlobLength)
 	err := d.open(decoder, x, from, to)
 	if err == nil {
-		d.opened = x
 		err = decoder.Decode(x.Extent, dst)
 	}
 	if err == nil {
 		return nil
 	}
-	d.opened = nil
 	if d.wait(to) < to { // only of bytes that have come can be said that they are wrong
 		return errShort
 	}
@@ -197,5 +195,10 @@ func (d *decoding) open(decoder Decoder, x *numbered, from, to int) error {
 	if come < to {
 		more = func(have int) int { return min(d.wait(from+have+1), to) - from }
 	}
-	return decoder.Open(x.Kind, x.BlobOffset, d.a.buf[from:to], more)
+	d.opened = nil
+	if err := decoder.Open(x.Kind, x.BlobOffset, d.a.buf[from:to], more); err != nil {
+		return err
+	}
+	d.opened = x
+	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 )
 
 // trickle is a Source whose bytes come a tenth at a time, one each second, up to a place.
@@ -95,6 +97,40 @@ func TestPartOfRequest(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestOpenedOnce: a decoder gets a range that is corrupt, or does not come, once for all of its extents.
+func TestOpenedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		opened := 0
+		e := run(t, Options{NewDecoder: func() Decoder { return &hooked{open: func() { opened++ }} }})
+		m := togetherBy(t, e, 20, 4000, 20)
+		m.source.set(func(_ context.Context, a asked, p []byte) error {
+			if a.attempt > 0 {
+				return nil
+			}
+			clear(p)
+			return errDone
+		})
+		must(t, m.fillExtent(t, 3))
+		if opened != 2 {
+			t.Errorf("opened %d times, want 2", opened)
+		}
+		if s := m.Stats(); s.Corrupt != 20 || s.Fetches != 2 {
+			t.Errorf("counted %+v", s)
+		}
+	})
+}
+
+// TestMemoryOfDecoder: what a decoder has made when it waits is counted, of whatever extent.
+func TestMemoryOfDecoder(t *testing.T) {
+	r := newRequest(fault)
+	for _, x := range []blob.Extent{{Length: 8 << 20, BlobLength: 20_000}, {Length: 1 << 20, BlobOffset: 20_000, BlobLength: 20_000}} {
+		r.add(numbered{Extent: x})
+	}
+	if got := r.memory(); got != 8<<20+40_000 {
+		t.Errorf("%d bytes", got)
 	}
 }
 

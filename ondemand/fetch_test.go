@@ -112,12 +112,15 @@ func TestGapsOfPresent(t *testing.T) {
 }
 
 // together is a layer whose extents are decoded of one range each three.
-func together(t *testing.T, e *Engine, groups int) made {
-	list, bytes, dataBytes := layout(0, repeat(3000, 3*groups)...)
+func together(t *testing.T, e *Engine, groups int) made { return togetherBy(t, e, 3, 3000, 3*groups) }
+
+// togetherBy is a layer of count extents of which so many at a time are decoded of one range.
+func togetherBy(t *testing.T, e *Engine, perRange, length, count int) made {
+	list, bytes, dataBytes := layout(0, repeat(length, count)...)
 	for i := range list {
-		first := i / 3 * 3
+		first := i / perRange * perRange
 		list[i].InnerOffset = list[i].BlobOffset - list[first].BlobOffset
-		list[i].BlobOffset, list[i].BlobLength = list[first].BlobOffset, 9000
+		list[i].BlobOffset, list[i].BlobLength = list[first].BlobOffset, uint32(perRange*length)
 	}
 	m := made{source: &source{bytes: bytes}, extents: list, blob: newBlob(t, list, dataBytes)}
 	m.Layer = e.Add(m.blob, LayerOptions{Name: "sha256:layer", Source: m.source})
@@ -154,6 +157,31 @@ func TestTogether(t *testing.T) {
 			t.Errorf("extent %d has other bytes", i)
 		}
 	}
+}
+
+// TestTogetherOnce: a range is fetched once for all faults that need extents of it, however long it is and however many there are, and what
+// lies before it does not take the place of what a fault needs.
+func TestTogetherOnce(t *testing.T) {
+	for name, c := range map[string]struct{ perRange, length, count, need int }{
+		"long range":   {6, 400 << 10, 12, 9},
+		"many extents": {5000, 8, 5000, 4900},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := togetherBy(t, run(t, Options{}), c.perRange, c.length, c.count)
+			must(t, m.fillExtent(t, c.need))
+			x := m.extents[c.need]
+			if calls := m.source.seen(); len(calls) != 1 || calls[0].end() < x.BlobOffset+int64(x.BlobLength) {
+				t.Errorf("asked for %v", calls)
+			}
+		})
+	}
+	t.Run("long one behind a small one", func(t *testing.T) {
+		m := add(t, run(t, Options{}), LayerOptions{}, 0, 8000, 2*mostBytes)
+		must(t, m.fillExtent(t, 1))
+		if want := []asked{{8000, 2 * mostBytes, 0}}; !slices.Equal(m.source.seen(), want) {
+			t.Errorf("asked for %v, want %v", m.source.seen(), want)
+		}
+	})
 }
 
 // TestNeededFirst: a fault does not wait until what comes from before it is decoded.
@@ -366,7 +394,9 @@ func TestDamagedTable(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	must(t, l.Fill(t.Context(), 0, 4096))
-	must(t, l.Fill(t.Context(), 190*4096, 4096))
+	for _, i := range []int64{62, 126, 128, 190} { // also what lies next to it
+		must(t, l.Fill(t.Context(), i*4096, 4096))
+	}
 }
 
 // TestCorrupt: what is corrupt is fetched again, and only that, until it is right.

@@ -91,7 +91,8 @@ type Decoder interface {
 	// waits for more than the first have, and returns how many are, which is no more than have if the rest does not come.
 	Open(kind uint8, off int64, compressed []byte, more func(have int) int) error
 	// Decode fills dst, of x.Length bytes, with an extent of the range and compares the digest. An error means that the bytes are
-	// corrupt. Extents of a range come in the order of the table.
+	// corrupt; others of the range are asked for all the same, and one that cannot be better should fail at once. Extents of a range come
+	// in the order of the table, mostly.
 	Decode(x blob.Extent, dst []byte) error
 }
 

@@ -60,12 +60,9 @@ func (r *request) fits(x numbered) bool {
 	return len(r.extents) == 0 || x.BlobOffset >= r.from && x.BlobOffset-r.to <= gapBytes && len(r.extents) < mostExtents
 }
 
-// with is how many bytes r would fetch with x.
-func (r *request) with(x numbered) int64 {
-	if len(r.extents) == 0 {
-		return int64(x.BlobLength)
-	}
-	return max(r.to, x.blobEnd()) - r.from
+// exceeds tells whether x would make r fetch more, and more than limit. The first extent of a request may have any length.
+func (r *request) exceeds(x numbered, limit int64) bool {
+	return len(r.extents) > 0 && x.blobEnd() > r.to && x.blobEnd()-r.from > limit
 }
 
 func (r *request) add(x numbered) {
@@ -106,31 +103,34 @@ func (p *planner) nextOpen(i, end int) int {
 	return i
 }
 
-// begin returns where a request begins that is to fetch extent i, which is open: with the open ones before it that are decoded with it.
-func (p *planner) begin(i int) (int, error) {
-	x, err := p.extent(i)
-	for n := 0; err == nil && i > 0 && n < mostExtents/2 && p.open(i-1); n++ {
-		var before numbered
-		if before, err = p.extent(i - 1); err == nil && !before.sameRange(x) {
+// begin returns the first extent of a request that is to fetch x, which is open: with the open ones before it that are decoded with it, as
+// far as the table can be read.
+func (p *planner) begin(x numbered) numbered {
+	for n := 0; x.i > 0 && n < mostExtents/2 && p.open(x.i-1); n++ {
+		o, err := p.extent(x.i - 1)
+		if err != nil || !o.sameRange(x) {
 			break
 		}
-		i--
+		x = o
 	}
-	return i, err
+	return x
 }
 
-// before returns where a request begins that is to fetch extent i, the first of its range, with what is near before it.
-func (p *planner) before(i int) (int, error) {
-	x, err := p.extent(i)
-	for at := x.BlobOffset; err == nil && i > 0 && p.open(i-1); i-- {
-		var o numbered
-		o, err = p.extent(i - 1)
-		if err != nil || o.BlobOffset > at || at-o.blobEnd() > gapBytes || x.BlobOffset-o.BlobOffset > beforeBytes {
+// before returns the first extent of a request that is to fetch x, with what is near before it, as far as the table can be read. There is
+// room for x in that request.
+func (p *planner) before(x numbered) numbered {
+	from := x
+	if int64(x.BlobLength) > mostBytes {
+		return from
+	}
+	for n := 0; from.i > 0 && n < mostExtents/4 && p.open(from.i-1); n++ {
+		o, err := p.extent(from.i - 1)
+		if err != nil || o.BlobOffset > from.BlobOffset || from.BlobOffset-o.blobEnd() > gapBytes || x.BlobOffset-o.BlobOffset > beforeBytes {
 			break
 		}
-		at = o.BlobOffset
+		from = o
 	}
-	return i, err
+	return from
 }
 
 // collect adds open extents from i on to a request: those before needed while it has at most most bytes, more while it has at most least.
@@ -154,7 +154,7 @@ func (p *planner) collect(r *request, i, needed int, least, most int64) (next in
 		if i < needed {
 			limit = most
 		}
-		if !r.fits(x) || len(r.extents) > 0 && r.with(x) > limit {
+		if !r.fits(x) || r.exceeds(x, limit) {
 			break
 		}
 		r.add(x)
@@ -205,25 +205,15 @@ func (l *Layer) planFault(p *planner, r *request) {
 
 // fault collects what a fault needs next, and what is near, and returns how far that goes.
 func (p *planner) fault(r *request, d *demand) (next int, err error) {
-	first, err := p.begin(d.planned)
+	x, err := p.extent(d.planned)
 	if err != nil {
 		return 0, err
 	}
-	from, err := p.before(first)
-	if err != nil {
-		return 0, err
-	}
-	x, err := p.extent(first)
-	if err != nil {
-		return 0, err
-	}
-	o, err := p.extent(from)
-	if err != nil {
-		return 0, err
-	}
-	before := x.BlobOffset - o.BlobOffset
-	next, err = p.collect(r, from, d.end, before+leastBytes, before+mostBytes)
-	r.first = min(first-from, len(r.extents)-1)
+	first := p.begin(x)
+	from := p.before(first)
+	before := first.BlobOffset - from.BlobOffset
+	next, err = p.collect(r, from.i, d.end, before+leastBytes, before+mostBytes)
+	r.first = min(first.i-from.i, len(r.extents)-1)
 	return next, err
 }
 
@@ -289,7 +279,7 @@ func (l *Layer) planPrefetch(p *planner, r *request) {
 			return
 		}
 		if x.blobEnd() <= c.until {
-			if !r.fits(x) || len(r.extents) > 0 && r.with(x) > prefetchBytes {
+			if !r.fits(x) || r.exceeds(x, prefetchBytes) {
 				return
 			}
 			r.add(x)
