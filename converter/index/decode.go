@@ -105,7 +105,6 @@ func (d *Decoder) Decode(x Extent, dst []byte) error {
 		return nil
 	}
 	if err := d.decode(x, dst); err != nil {
-		d.out = nil
 		return fmt.Errorf("extent after %d bytes of %s of the blob: %w", x.Skip, x.Blob, err)
 	}
 	return nil
@@ -120,17 +119,18 @@ func (d *Decoder) decode(x Extent, dst []byte) error {
 	}
 	if d.out == nil || x.Skip < d.at {
 		if err := d.begin(); err != nil {
+			d.out = nil
 			return fmt.Errorf("%w: %w", ErrCorrupt, unexpected(err))
 		}
 	}
 	if err := d.read(x.Skip-d.at, dst); err != nil {
-		d.broken, d.brokenAt = err, x.Skip+x.Length
+		d.out, d.broken, d.brokenAt = nil, err, x.Skip+x.Length
 		return err
 	}
+	d.at = x.Skip + x.Length
 	if got := sha256.Sum256(dst); got != x.Digest {
 		return fmt.Errorf("%w: digest sha256:%x, want sha256:%x", ErrCorrupt, got, x.Digest)
 	}
-	d.at = x.Skip + x.Length
 	return nil
 }
 

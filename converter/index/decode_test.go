@@ -138,6 +138,27 @@ func TestDecodeBrokenRangeOnce(t *testing.T) {
 	}
 }
 
+// TestDecodeGoesOn: behind an extent that is not what the index says, the range need not be decompressed anew.
+func TestDecodeGoesOn(t *testing.T) {
+	for _, c := range []index.Codec{index.Gzip, index.Zstd} {
+		packed := compress(c)
+		blob := index.Range{End: int64(len(packed))}
+		var d index.Decoder
+		if err := d.Open(c, blob, packed, nil); err != nil {
+			t.Fatal(c, err)
+		}
+		other := at(first, blob)
+		other.Digest[0]++
+		if err := d.Decode(other, make([]byte, other.Length)); !errors.Is(err, index.ErrCorrupt) {
+			t.Errorf("%v: got %v", c, err)
+		}
+		packed[0]++ // who begins again fails
+		if err := d.Decode(at(second, blob), make([]byte, second.Length)); err != nil {
+			t.Errorf("%v: behind it: %v", c, err)
+		}
+	}
+}
+
 func TestDecodeFindsCorruption(t *testing.T) {
 	for _, c := range []index.Codec{index.Gzip, index.Zstd} {
 		good := compress(c)
