@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
-	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
@@ -192,7 +191,7 @@ func (s *Snapshotter) poisonOrphan(dir string) error {
 	inst, err := layerstore.ReadInstance(dir)
 	if err != nil {
 		s.log.Warn("what a removed layer was is not known", "path", dir, "cause", err)
-	} else if hasAll(dir, inst.ID) {
+	} else if layerstore.HasAll(dir, inst.ID) { // they have come before its watch ended, and whoever filled it has ended then, or is about to call Gone
 		return s.discardOrphan(dir)
 	}
 	users, known, err := layerstore.Users(dir)
@@ -204,17 +203,6 @@ func (s *Snapshotter) poisonOrphan(dir string) error {
 	}
 	s.notePoisoned(dir, Poisoned{inst, users}, !known)
 	return os.Truncate(filepath.Join(dir, filepath.Base(s.layers.DataPath(inst.ID))), 0)
-}
-
-// hasAll says whether the data of an orphan are all here. They have come before its watch ended: the process that has filled it may have ended
-// then, or be just about to call Gone.
-func hasAll(dir string, id layerstore.ID) bool {
-	b, err := blob.Open(dir, id.Bytes(), blob.Options{})
-	if err != nil {
-		return false
-	}
-	p := b.Progress()
-	return b.Close() == nil && p.DurableExtents == p.Extents
 }
 
 // discardOrphan takes the files of an orphan away, unless Gone has done so meanwhile.

@@ -2,6 +2,7 @@ package lazytorture
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -332,6 +333,16 @@ var program = sync.OnceValue(func() []byte {
 	return b
 })
 
+// startFailed tells why a program got a SIGSEGV. That is what the kernel does when it cannot read a page of one that it is just starting, to
+// clear the rest of it; but wrong bytes would do it, too, and those are still in memory.
+func startFailed(path string) error {
+	got, err := os.ReadFile(path)
+	if err == nil {
+		err = same(got, program())
+	}
+	return cmp.Or(err, error(unix.EIO))
+}
+
 // runs runs a program, which should say want.
 func runs(want string, command ...string) error {
 	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
@@ -341,6 +352,8 @@ func runs(want string, command ...string) error {
 		return unix.EIO
 	case errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGBUS:
 		return unix.EIO // of a page of the program
+	case errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGSEGV:
+		return startFailed(command[0])
 	case err != nil:
 		return fmt.Errorf("%v: %s", err, out)
 	case !strings.HasPrefix(string(out), want):

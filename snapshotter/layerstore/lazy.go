@@ -313,3 +313,13 @@ func removeIfThere(path string) error {
 	}
 	return nil
 }
+
+// HasAll says whether the data of the instance whose files are in dir are all on stable storage, whatever its record says.
+func HasAll(dir string, id ID) bool {
+	b, err := blob.Open(dir, id.Bytes(), blob.Options{})
+	if err != nil {
+		return false
+	}
+	p := b.Progress()
+	return b.Close() == nil && p.DurableExtents == p.Extents
+}
