@@ -27,7 +27,7 @@ func (g *Group) Serve(ctx context.Context, f Filler) error {
 // supply answers at once if the data is there. Otherwise it has it filled.
 func (s *session) supply(e event, f Filler) bool {
 	if e.n == 0 || f.Ready(e.off, e.n) {
-		s.g.counts.hits.add(time.Since(e.since))
+		s.g.counts.hits.Add(time.Since(e.since))
 		return s.settle(e, allow)
 	}
 	if e.twins == nil {
@@ -48,7 +48,7 @@ func (s *session) fill(e event, f Filler) {
 			s.g.counts.failed.Add(1)
 		}
 	} else {
-		s.g.counts.fills.add(time.Since(e.since))
+		s.g.counts.fills.Add(time.Since(e.since))
 	}
 	if s.settle(e, v) {
 		s.mu.Lock()

@@ -4,7 +4,12 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/internal/latency"
 )
+
+// Latency is a histogram of times.
+type Latency = latency.Histogram
 
 // Stats is what a Group has done since it was made or adopted.
 type Stats struct {
@@ -31,7 +36,7 @@ type InFlight struct {
 
 type counters struct {
 	events, asked, failed, refused, inherited, late, notices atomic.Uint64
-	hits, fills                                              latency
+	hits, fills                                              latency.Recorder
 }
 
 // Stats may be called at any time, also when the group is closed.
@@ -40,7 +45,7 @@ func (g *Group) Stats() Stats {
 	st := Stats{
 		Events: c.events.Load(), Asked: c.asked.Load(), Failed: c.failed.Load(), Refused: c.refused.Load(),
 		Inherited: c.inherited.Load(), Late: c.late.Load(), Notices: c.notices.Load(),
-		Hits: c.hits.load(), Fills: c.fills.load(),
+		Hits: c.hits.Load(), Fills: c.fills.Load(),
 	}
 	g.mu.Lock()
 	s := g.current

@@ -1,4 +1,4 @@
-package fanotify
+package latency
 
 import (
 	"math"
@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-func TestLatencyBuckets(t *testing.T) {
-	for i := range latencyBuckets {
+func TestBuckets(t *testing.T) {
+	for i := range bucketCount {
 		end := bucketEnd(i)
-		if b := bucketOf(end); b != min(i+1, latencyBuckets-1) {
+		if b := bucketOf(end); b != min(i+1, bucketCount-1) {
 			t.Errorf("bucket %d ends at %v, which is in bucket %d", i, end, b)
 		}
 		if b := bucketOf(end - 1); b != i {
@@ -21,25 +21,25 @@ func TestLatencyBuckets(t *testing.T) {
 			t.Errorf("%v is in bucket %d", d, b)
 		}
 	}
-	if b := bucketOf(math.MaxInt64); b != latencyBuckets-1 {
+	if b := bucketOf(math.MaxInt64); b != bucketCount-1 {
 		t.Errorf("the longest time is in bucket %d", b)
 	}
 }
 
 func TestQuantile(t *testing.T) {
-	var l latency
-	empty := l.load()
+	var l Recorder
+	empty := l.Load()
 	if q := empty.Quantile(0.5); q != 0 {
 		t.Errorf("median of nothing: %v", q)
 	}
 	const ms = time.Millisecond
 	for i := range 1000 {
-		l.add(time.Duration(i+1) * ms)
+		l.Add(time.Duration(i+1) * ms)
 	}
-	a := l.load()
+	a := l.Load()
 	sum := a
 	sum.Add(&a)
-	for _, h := range []Latency{a, sum} {
+	for _, h := range []Histogram{a, sum} {
 		for q, exact := range map[float64]time.Duration{0: ms, 0.5: 500 * ms, 0.99: 990 * ms, 1: 1000 * ms} {
 			if got := h.Quantile(q); got < exact || got > exact*5/4+ms {
 				t.Errorf("quantile %v: %v, exact %v", q, got, exact)
