@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"imagemount/target":                         nil,
 	"ondemand":                                  {"ondemand/blob"},
 	"ondemand/blob":                             nil,
+	"ondemand/cachefiles":                       nil,
 	"ondemand/fanotify":                         nil,
 	"ondemand/keeper":                           {"ondemand/fanotify"},
 	"ondemand/registry":                         nil,
