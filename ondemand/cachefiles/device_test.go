@@ -175,11 +175,10 @@ func TestOpenWithoutDevice(t *testing.T) {
 			t.Errorf("%s: %v", o.Dir, err)
 		}
 	}
-	if _, err := os.Stat(devicePath); err == nil {
-		t.Skip("the device is there: tests in virtual machines open it")
-	}
-	if _, err := Open(Options{Dir: dir}); !errors.Is(err, ErrNotSupported) && !errors.Is(err, ErrUnfit) {
-		t.Error(err)
+	if _, err := os.Stat(devicePath); err != nil { // where it is, tests in virtual machines open it
+		if _, err := Open(Options{Dir: dir}); !errors.Is(err, ErrNotSupported) && !errors.Is(err, ErrUnfit) {
+			t.Error(err)
+		}
 	}
 	if n := openFiles(t); n != before {
 		t.Errorf("%d open files, before %d", n, before)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
 
 // tree is an image's tree in a directory of the test.
@@ -49,17 +51,16 @@ func (tr tree) link(name, target string) {
 // copyProgram copies a program of this machine and all that it is linked with, and returns their names; the loader is the last.
 func (tr tree) copyProgram(name string) []string {
 	tr.t.Helper()
+	testenv.Need(tr.t, testenv.Tool("ldd"))
 	out, err := exec.Command("ldd", name).CombinedOutput()
-	if err != nil {
-		tr.t.Skipf("ldd %s: %v", name, err)
-	}
 	names := []string{name}
 	for _, m := range regexp.MustCompile(`(?m)^\s+(?:\S+ => )?(/\S+) \(`).FindAllStringSubmatch(string(out), -1) {
 		names = append(names, m[1])
 	}
-	if len(names) < 3 {
-		tr.t.Skipf("%s is not linked as expected:\n%s", name, out)
+	if err == nil && len(names) < 3 {
+		err = fmt.Errorf("%s is not linked with a loader and a library:\n%s", name, out)
 	}
+	testenv.Need(tr.t, testenv.Feature{Name: "linked-programs", Missing: func() error { return err }})
 	for _, n := range names {
 		b, err := os.ReadFile(n)
 		if err != nil {
@@ -122,9 +123,11 @@ func TestProgram(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var large error
 		if fi.Size() > wholeBytes {
-			t.Skipf("%s is larger than what is read as a whole", n)
+			large = fmt.Errorf("%s is larger than what is read as a whole", n)
 		}
+		testenv.Need(t, testenv.Feature{Name: "small-libraries", Missing: func() error { return large }})
 		bytes += fi.Size()
 	}
 	report := tr.wants(Program{Args: []string{"sh"}}, append(names, "/etc/passwd")...)
