@@ -90,6 +90,10 @@ const (
 func readRecords(ctx context.Context, records index.Reader, to chan<- []*index.Record) (err error) {
 	defer contain(&err)
 	for err == nil {
+		// Below, a select of two that are ready takes either: an index of one batch would pass after the end of ctx.
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		batch := make([]*index.Record, 0, recordBatch)
 		for len(batch) < recordBatch && err == nil {
 			var r *index.Record
