@@ -24,8 +24,18 @@ type Image struct {
 	// OnDemand says that somebody watches the data blob and answers reads of data that are missing. Its bytes are not read before the image
 	// is mounted, and only mounts that open the file itself will do.
 	OnDemand bool
+	// Cookies, if set, has the image mounted over the kernel's cache, which asks somebody for what it does not have. The files are looked at
+	// only; their bytes are not read by the kernel.
+	Cookies *Cookies
 	// Check, if set, is called with a path of the mount's root before anybody else can see the mount. After an error nothing is mounted.
 	Check func(root string) error
+}
+
+// Cookies are the names by which the kernel's cache knows an image.
+type Cookies struct {
+	// Domain is shared by all mounts that may share cache files. No two mounts of a domain have the same Meta; mounts with the same Data
+	// use one cache file, which is one sequence of bytes.
+	Domain, Meta, Data string
 }
 
 // Backend mounts images. Safe for concurrent use; calls for one target must not overlap.

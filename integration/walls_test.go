@@ -33,6 +33,7 @@ var mayImport = map[string][]string{
 	"fsbackend":                                 {"fsbackend/probe"},
 	"fsbackend/backendtest":                     {"fsbackend"}, // the conformance suite of backends
 	"fsbackend/file":                            {"fsbackend", "fsbackend/probe"},
+	"fsbackend/fscache":                         {"fsbackend"},
 	"fsbackend/probe":                           nil,
 	"imagemount":                                {"imagemount/...", "snapshotter", "snapshotter/layerstore", "snapshotter/lazy", "fsbackend"},
 	"imagemount/image":                          {"snapshotter/layerstore"},

@@ -32,6 +32,31 @@ func setDirect(c *Context) error {
 	return err
 }
 
+// ErrNoFscache is wrapped by the error of EROFSFscache on kernels that do not have its options.
+var ErrNoFscache = errors.New("no on-demand reading over fscache by this kernel's EROFS")
+
+// EROFSFscache makes a mount of an image whose bytes come from the kernel's cache: the image is the cookie fsid, its devices are further
+// cookies, all of the domain. Source is what the mount table shows.
+//
+// The kernel waits until somebody has said how large each of them is, which cannot be ended.
+func EROFSFscache(source, domain, fsid string, devices ...string) (*Mount, error) {
+	return erofs(source, devices, func(c *Context) error { return setFscache(c, domain, fsid) })
+}
+
+// setFscache names the image. A kernel without on-demand reading either does not know the options (EINVAL) or says that it was built without.
+func setFscache(c *Context, domain, fsid string) error {
+	for _, o := range [][2]string{{"fsid", fsid}, {"domain_id", domain}} {
+		err := c.Set(o[0], o[1])
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, ErrIgnored) {
+			return fmt.Errorf("%w: %w", ErrNoFscache, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // erofs makes a mount; configure, which may be nil, sets more options.
 func erofs(source string, devices []string, configure func(*Context) error) (*Mount, error) {
 	c, err := Open("erofs")

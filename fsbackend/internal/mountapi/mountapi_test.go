@@ -151,3 +151,9 @@ func TestNoDirect(t *testing.T) {
 		t.Errorf("got %v, want ErrNoDirect", err)
 	}
 }
+
+func TestNoFscache(t *testing.T) {
+	if err := setFscache(open(t, "tmpfs"), "domain", "id"); !errors.Is(err, ErrNoFscache) || !errors.Is(err, unix.EINVAL) {
+		t.Errorf("got %v, want ErrNoFscache", err)
+	}
+}
