@@ -26,6 +26,7 @@ var (
 	errDeadline = errors.New("not served within the deadline")
 	errClosed   = errors.New("closed by the kernel")
 	errBeyond   = errors.New("beyond the end of the object")
+	errDenied   = errors.New("nobody is there who has the data")
 )
 
 // read is a READ that the kernel waits for.
@@ -217,6 +218,9 @@ func (s *session) count(r *read, err error) (log func()) {
 		return nothing
 	case errors.Is(err, errClosed):
 		return nothing
+	case errors.Is(err, errDenied):
+		c.failed.Add(1)
+		return nothing // one for each READ would say no more
 	case errors.Is(err, errDeadline):
 		c.expired.Add(1)
 	case noRoom(err):
