@@ -122,11 +122,9 @@ func explain(err error) error {
 		return fmt.Errorf("EROFS %w by this kernel (try modprobe erofs): %w", fsbackend.ErrNotSupported, err)
 	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%w (the fsid is in use by another mount)", err)
-	case errors.Is(err, unix.ENOBUFS):
-		return fmt.Errorf("%w (the cache did not open the image: nobody serves it, it was refused, or the disk of the cache has less free space "+
-			"than its limits; the daemon's log and dmesg say more)", err)
-	case errors.Is(err, unix.EIO):
-		return fmt.Errorf("%w (the cache did not deliver the image; the daemon's log and dmesg say more)", err)
+	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EIO):
+		return fmt.Errorf("%w (the cache did not deliver the image: nobody serves it, the daemon refused it, or the disk of the cache has less free "+
+			"space than its limits; the daemon's log and dmesg say more)", err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EBADMSG), errors.Is(err, unix.EUCLEAN):
 		return fmt.Errorf("%w (dmesg may say what is wrong with the image)", err)
 	}

@@ -106,7 +106,7 @@ func TestExplain(t *testing.T) {
 		unix.EEXIST:           "in use",
 		unix.EBUSY:            "in use",
 		unix.ENOBUFS:          "less free space",
-		unix.EIO:              "did not deliver",
+		unix.EIO:              "less free space",
 		unix.EBADMSG:          "dmesg",
 	} {
 		err := explain(fmt.Errorf("attempt: %w", in))
@@ -122,7 +122,8 @@ func TestExplain(t *testing.T) {
 func TestStale(t *testing.T) {
 	dir := t.TempDir()
 	root, sys, table := filepath.Join(dir, "root"), filepath.Join(dir, "sys"), filepath.Join(dir, "mountinfo")
-	for _, d := range []string{root, filepath.Join(sys, "now,live"), filepath.Join(sys, "old,dead"), filepath.Join(sys, "features")} {
+	long := "m1." + strings.Repeat("0a", 32)
+	for _, d := range []string{root, filepath.Join(sys, "now,live"), filepath.Join(sys, ("now," + long)[:36]), filepath.Join(sys, "old,dead"), filepath.Join(sys, "features")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -131,6 +132,7 @@ func TestStale(t *testing.T) {
 	for _, l := range []string{
 		root + "/m/dead - erofs dead ro,user_xattr,acl,cache_strategy=readaround,fsid=dead",
 		root + "/m/live - erofs live ro,fsid=live,domain_id=now",
+		root + "/m/long - erofs long ro,fsid=" + long,
 		root + "/m/file - erofs /x/meta.erofs ro,device=1",
 		root + "/m/other - overlay overlay ro,fsid=dead",
 		root + "/m/a\\040gone - erofs gone ro,fsid=gone,domain_id=other",
@@ -151,7 +153,7 @@ func TestStale(t *testing.T) {
 		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
 	got, err = stale(table, sys, root, "new")
-	if want := []string{root + "/m/a gone", root + "/m/dead", root + "/m/live"}; err != nil || !slices.Equal(got, want) {
+	if want := []string{root + "/m/a gone", root + "/m/dead", root + "/m/live", root + "/m/long"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
 	if _, err := Stale(filepath.Join(dir, "none"), "now"); !errors.Is(err, os.ErrNotExist) {

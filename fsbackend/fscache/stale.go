@@ -14,6 +14,9 @@ import (
 // superblocks is where EROFS lists its superblocks; those over fscache as <domain_id>,<fsid>.
 const superblocks = "/sys/fs/erofs"
 
+// listedMost is how much of that name kernels since 6.10 show. A second superblock with the same beginning cannot be mounted there.
+const listedMost = 36
+
 // Stale returns the mountpoints below dir of EROFS over fscache whose superblock does not belong to the domain, as those of a cache that has
 // ended. Paths begin as dir does. The domain itself may have ended: Stale only compares.
 func Stale(dir, domain string) ([]string, error) {
@@ -37,21 +40,17 @@ func stale(table, superblocks, dir, domain string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	listed, err := names(superblocks)
+	if err != nil {
+		return nil, err
+	}
 	prefix := strings.TrimSuffix(real, "/") + "/"
 	var points []string
 	for _, e := range entries {
 		rest, below := strings.CutPrefix(e.Point, prefix)
 		id := fsid(e)
-		if !below || rest == "" || id == "" {
-			continue
-		}
-		_, err := os.Stat(filepath.Join(superblocks, domain+","+id))
-		switch {
-		case err == nil:
-		case errors.Is(err, os.ErrNotExist):
+		if below && rest != "" && id != "" && !isListed(listed, domain+","+id) {
 			points = append(points, filepath.Join(dir, rest))
-		default:
-			return nil, err
 		}
 	}
 	slices.Sort(points)
@@ -69,4 +68,20 @@ func fsid(e mountinfo.Entry) string {
 		}
 	}
 	return ""
+}
+
+func names(dir string) (map[string]bool, error) {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) { // no EROFS
+		err = nil
+	}
+	set := map[string]bool{}
+	for _, e := range list {
+		set[e.Name()] = true
+	}
+	return set, err
+}
+
+func isListed(listed map[string]bool, name string) bool {
+	return listed[name] || len(name) > listedMost && listed[name[:listedMost]]
 }
