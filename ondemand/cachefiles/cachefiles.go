@@ -98,7 +98,7 @@ type Lookup func(volume, cookie string) (Object, error)
 // defaultDeadline is longer than the engine's, whose error says more.
 const defaultDeadline = 75 * time.Second
 
-// Options configure a Device. Adopt needs Lookup, and not what the kernel is told once.
+// Options configure a Device. Adopt needs Lookup, and Dir for Sweep, and not what the kernel is told once.
 type Options struct {
 	// Dir is where the kernel keeps the cache. It exists, and belongs to this cache alone.
 	Dir string

@@ -257,6 +257,89 @@ func TestCull(t *testing.T) {
 	}
 }
 
+// A sweep culls all that is not in use, wherever it is, and says how much that was.
+func TestSweep(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "odd [dir]*")
+	shard := func(volume, n string) string { return filepath.Join(dir, "cache", "Ierofs,"+volume, "@"+n) }
+	for _, d := range []string{shard("one", "00"), shard("one", "ff"), shard("two", "00"), shard("two", "empty"), filepath.Join(dir, "graveyard")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{
+		shard("one", "00") + "/Dfree", shard("one", "00") + "/Dused", shard("one", "ff") + "/Dgone", shard("two", "00") + "/Dbad", shard("two", "00") + "/Dfree",
+		filepath.Join(dir, "graveyard", "Dother"), filepath.Join(dir, "cache", "Dother"),
+	} {
+		if err := os.WriteFile(name, make([]byte, 8192), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := newBound(t)
+	k.onWrite = func(c string) error {
+		switch name := strings.TrimPrefix(c, "cull "); name {
+		case "Dfree":
+			return os.Remove("/proc/thread-self/cwd/" + name)
+		case "Dused":
+			return unix.EBUSY
+		case "Dgone":
+			return unix.ESTALE
+		}
+		return unix.EIO
+	}
+	d := newOn(k, Options{Dir: dir})
+	files, bytes, err := d.Sweep()
+	if files != 2 || bytes < 2*8192 || !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "Dbad") || strings.Contains(err.Error(), "Dother") {
+		t.Errorf("%d files, %d bytes, %v", files, bytes, err)
+	}
+	if files, bytes, err = d.Sweep(); files != 0 || bytes != 0 || !errors.Is(err, unix.EIO) {
+		t.Errorf("again: %d files, %d bytes, %v", files, bytes, err)
+	}
+	if files, _, err := newOn(k, Options{Dir: filepath.Join(dir, "none")}).Sweep(); files != 0 || err != nil {
+		t.Errorf("of nothing: %d files, %v", files, err)
+	}
+	if _, _, err := newOn(k, Options{}).Sweep(); err == nil {
+		t.Error("swept without a directory")
+	}
+}
+
+// Whoever has a device or an object open is found, and nobody else.
+func TestHolders(t *testing.T) {
+	var st unix.Stat_t
+	if err := unix.Stat(os.DevNull, &st); err != nil {
+		t.Fatal(err)
+	}
+	proc := t.TempDir()
+	for name, target := range map[string]string{
+		"10/fd/0": os.DevNull, "10/fd/3": "/dev/cachefiles", "11/fd/5": objectName, "12/fd/3": os.DevNull, "12/fd/4": "socket:[7]",
+		"13/fd/3": filepath.Join(proc, "cachefiles"), "9/fd/7": filepath.Join(proc, "with device", "cachefiles"), "self/fd/3": objectName,
+	} {
+		name = filepath.Join(proc, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.Symlink(target, name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(proc, strings.Split(strings.TrimPrefix(name, proc+"/"), "/")[0], "comm"), []byte("nydusd\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(proc, "cachefiles"), nil, 0o600), os.Mkdir(filepath.Join(proc, "with device"), 0o700),
+		os.Symlink(os.DevNull, filepath.Join(proc, "with device", "cachefiles"))); err != nil {
+		t.Fatal(err)
+	}
+	got := holders(proc, st.Rdev)
+	if want := []Holder{{9, "nydusd"}, {11, "nydusd"}}; !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+	if s := named(got); s != "by nydusd (process 9), nydusd (process 11)" {
+		t.Error(s)
+	}
+	if s := named(nil); s == "" {
+		t.Error("no words")
+	}
+	if got := holders(proc, 0); len(got) != 1 {
+		t.Errorf("without a device: %v", got)
+	}
+}
+
 func TestAligned(t *testing.T) {
 	k := newBound(t)
 	s, c := start(t, k, 3<<20)

@@ -26,8 +26,8 @@ const needs = "needs Linux 5.19 to 7.1 with CONFIG_CACHEFILES_ONDEMAND and CONFI
 func explainOpen(err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: %w (stop nydusd or cachefilesd, or what a former daemon has started; `fuser -v %s` shows who has it)",
-			ErrBusy, err, devicePath)
+		return fmt.Errorf("%w: %w: %s is used %s (it has one user on a host: stop nydusd or cachefilesd, or what a former daemon has started)",
+			ErrBusy, err, devicePath, named(Holders()))
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%w: %w (try modprobe cachefiles; %s)", ErrNotSupported, err, needs)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):

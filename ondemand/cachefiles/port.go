@@ -101,7 +101,7 @@ func (d *device) write(command []byte) error {
 
 func (d *device) isObject(fd int) bool {
 	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	return err == nil && name == "anon_inode:[cachefiles]"
+	return err == nil && name == objectName
 }
 
 func (d *device) hide(fd int) error {
