@@ -44,7 +44,7 @@ var mayImport = map[string][]string{
 	"ondemand/blob":                             nil,
 	"ondemand/cachefiles":                       nil,
 	"ondemand/fanotify":                         nil,
-	"ondemand/keeper":                           {"ondemand/fanotify"},
+	"ondemand/keeper":                           {"ondemand/cachefiles", "ondemand/fanotify"},
 	"ondemand/registry":                         nil,
 	"ondemand/registry/credentials":             nil,
 	"ondemand/registry/credentials/criproxy":    nil,

@@ -27,8 +27,9 @@ var version = "devel"
 
 const usage = `usage: erofs-snapshotter-keeper [options]
 
-Holds the fanotify groups, data blobs and journals of incomplete layers, and learned credentials, for erofs-snapshotter. When the daemon is
-away for too long, it answers readers of missing data with I/O errors. SIGTERM does not end it while it holds anything. Needs root.
+Holds the fanotify groups, data blobs and journals of incomplete layers, the open /dev/cachefiles, and learned credentials, for
+erofs-snapshotter. When the daemon is away for too long, it answers readers of missing data with I/O errors. SIGTERM does not end it while it
+holds anything. Needs root.
 
   --address PATH       unix socket to listen on (%s)
   --patience DURATION  how long readers of missing data wait for a daemon (%s)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
@@ -45,6 +47,7 @@ func TestMemory(t *testing.T) {
 	for i := range blobs {
 		holdGroup(t, c, filepath.Join(dir, fmt.Sprint(i)), fmt.Sprintf("%064x.%d", i, i))
 	}
+	holdDevice(t, c)
 	check := func(what string) {
 		t.Helper()
 		r, err := keeper.Status(t.Context(), at)
@@ -61,6 +64,9 @@ func TestMemory(t *testing.T) {
 	check("served")
 	must(t, c.Release(t.Context()))
 	waitState(t, at, keeper.Denying)
+	if r, err := keeper.Status(t.Context(), at); err != nil || r.Device != keeper.Denying {
+		t.Errorf("%+v, %v", r, err)
+	}
 	check("denying")
 	refuse(t, dir, at)
 	check("having denied")
@@ -72,6 +78,7 @@ func TestMemory(t *testing.T) {
 		must(t, h.Close())
 		must(t, c.Drop(t.Context(), h.Name))
 	}
+	must(t, c.DropDevice(t.Context()))
 	must(t, c.Release(t.Context()))
 	check("empty")
 }
@@ -89,6 +96,17 @@ func holdGroup(t *testing.T, c *keeper.Client, path, name string) {
 	note := []byte(strings.Repeat("n", 200))
 	must(t, c.Hold(t.Context(), keeper.Held{Name: name, Note: note, Group: group, Data: data, Journal: journal}))
 	must(t, g.Close())
+}
+
+// holdDevice has the keeper alone hold what stands for the device of the kernel's cache, of which nothing is asked.
+func holdDevice(t *testing.T, c *keeper.Client) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { must(t, unix.Close(fds[1])) })
+	device := os.NewFile(uintptr(fds[0]), "device")
+	must(t, c.HoldDevice(t.Context(), keeper.HeldDevice{Note: []byte(strings.Repeat("n", 200)), File: device}))
+	must(t, device.Close())
 }
 
 // refuse reads from each file, which fails.

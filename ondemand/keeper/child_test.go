@@ -20,6 +20,7 @@ import (
 //	daemon ADDRESS [hang|release|obey]    dials, says what is held, holds what its standard input names, and then, when another one takes
 //	                                      over, hangs, releases and goes on living, or exits
 //	leaver ADDRESS                        dials, and lives on without the connection
+//	unaware ADDRESS                       is a successor that says that it has everything, and has not asked for a device
 //	halfway ADDRESS                       is a successor that never says that it has everything
 //	filler ADDRESS, reader PATH [denied]  see kernel_test.go
 func runChild(args []string) error {
@@ -35,6 +36,8 @@ func runChild(args []string) error {
 		return fillerChild(ctx, address)
 	case "reader":
 		return readerChild(args[1], len(args) > 2)
+	case "unaware":
+		return unawareChild(ctx, address)
 	case "leaver":
 		c, _, _, err := Dial(ctx, address)
 		if err != nil {

@@ -21,21 +21,22 @@ var ErrSuperseded = errors.New("another daemon has taken over")
 
 // Client is a daemon's connection to its keeper. Safe for concurrent use. It has a goroutine of its own until Close or Release.
 type Client struct {
-	conn  *conn
-	ended sync.WaitGroup
-	done  chan struct{}
+	conn    *conn
+	devices bool // the keeper can hold one
+	ended   sync.WaitGroup
+	done    chan struct{}
 
 	mu      sync.Mutex
 	err     error // why done is closed
 	lastID  uint32
-	waiting map[uint32]chan message // for acks
+	waiting map[uint32]chan message // for answers
 
 	sending sync.Mutex
 }
 
 // Dial connects to the keeper at address and takes the role of the daemon: when it returns, no other process reads any group that is held.
 // held is everything that the keeper holds, secret what it was given last, or nil. All of that is the caller's to close; they are
-// duplicates.
+// duplicates. A device that is held is not among it: see Client.Device.
 //
 // An error that is ENOENT or ECONNREFUSED says that no keeper listens; see Start.
 func Dial(ctx context.Context, address string) (c *Client, held []Held, secret *os.File, err error) {
@@ -64,7 +65,7 @@ func dialClient(ctx context.Context, address string, as role) (*Client, *handout
 	if err != nil {
 		return nil, nil, fmt.Errorf("keeper at %s: %w", address, err)
 	}
-	c := &Client{conn: conn, done: make(chan struct{}), waiting: map[uint32]chan message{}}
+	c := &Client{conn: conn, devices: in.report.Devices, done: make(chan struct{}), waiting: map[uint32]chan message{}}
 	c.ended.Go(c.receive)
 	return c, in, nil
 }
@@ -122,7 +123,8 @@ func (c *Client) Err() error {
 	return c.err
 }
 
-// Release tells the keeper that this process has stopped reading groups, so that nobody has to wait for its end, and closes the connection.
+// Release tells the keeper that this process has stopped reading groups, and the device, of whose objects it has no descriptors any more, so
+// that nobody has to wait for its end, and closes the connection.
 // It is right also when Done is closed by ErrSuperseded.
 func (c *Client) Release(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -152,8 +154,15 @@ func (c *Client) Close() error {
 
 // call sends a request and waits for its ack.
 func (c *Client) call(ctx context.Context, m message) error {
+	answer, err := c.ask(ctx, m)
+	closeAll(answer.files) // an ack has none
+	return err
+}
+
+// ask sends a request and waits for its answer. An ack with an error is one.
+func (c *Client) ask(ctx context.Context, m message) (message, error) {
 	if err := m.checkSendable(); err != nil {
-		return err
+		return message{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -167,35 +176,40 @@ func (c *Client) call(ctx context.Context, m message) error {
 		c.mu.Lock()
 		delete(c.waiting, m.id)
 		c.mu.Unlock()
+		select {
+		case late := <-answer:
+			closeAll(late.files)
+		default:
+		}
 	}()
 
 	c.sending.Lock()
 	err := c.conn.sendNow(ctx, m)
 	c.sending.Unlock()
 	if err != nil {
-		return err
+		return message{}, err
 	}
 	select {
 	case a := <-answer:
-		if len(a.body) > 0 {
-			return &refusal{string(a.body)}
+		if a.kind == ack && len(a.body) > 0 {
+			return message{}, &refusal{string(a.body)}
 		}
-		return nil
+		return a, nil
 	case <-ctx.Done():
-		return fmt.Errorf("no answer of the keeper: %w", context.Cause(ctx))
+		return message{}, fmt.Errorf("no answer of the keeper: %w", context.Cause(ctx))
 	case <-c.done:
-		return fmt.Errorf("the connection ended: %w", c.Err())
+		return message{}, fmt.Errorf("the connection ended: %w", c.Err())
 	}
 }
 
-// receive hands out acks until the connection ends.
+// receive hands out answers until the connection ends.
 func (c *Client) receive() {
 	defer close(c.done)
 	superseded := false
 	for {
 		m, err := c.conn.receive(time.Time{})
-		closeAll(m.files) // an ack has none
-		if err == nil && m.kind != ack && m.kind != leave {
+		if err == nil && m.kind != ack && m.kind != device && m.kind != leave {
+			closeAll(m.files)
 			err = fmt.Errorf("a message of kind %d out of turn", m.kind)
 		}
 		c.mu.Lock()
@@ -207,9 +221,11 @@ func (c *Client) receive() {
 			return
 		}
 		superseded = superseded || m.kind == leave
-		if answer := c.waiting[m.id]; m.kind == ack && answer != nil {
+		if answer := c.waiting[m.id]; m.kind != leave && answer != nil {
 			answer <- m // has room for the only one
 			delete(c.waiting, m.id)
+		} else {
+			closeAll(m.files) // nobody waits any more
 		}
 		c.mu.Unlock()
 	}

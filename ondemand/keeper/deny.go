@@ -3,30 +3,33 @@ package keeper
 import (
 	"context"
 	"log/slog"
+	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/cachefiles"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 )
 
-// refuser answers with EIO what waits in one group. *fanotify.Group is one.
+// refuser answers with EIO what waits in one group, or for the device.
 type refuser interface {
 	DenyWaiting(ctx context.Context) (denied int, err error)
-	Stats() fanotify.Stats
+	Denied() int64 // so far, by DenyWaiting
 	Close() error
 }
 
 // deniers is how many groups are answered at a time. It takes microseconds, unless a dying process still has one of them.
 const deniers = 8
 
-// denial is the time in which the keeper answers. A group has memory and descriptors of its own only while events of it are answered; in
-// between it is a number in poll: so denying for a thousand takes no more memory than holding them.
+// denial is the time in which the keeper answers, for all groups or for the device. A group has memory and descriptors of its own only while
+// events of it are answered; in between it is a number in poll: so denying for a thousand takes no more memory than holding them. The same
+// goes for the device, and descriptors of its objects.
 type denial struct {
-	adopt  func(string, entry) (refuser, error)
 	log    *slog.Logger
 	poll   *poll
-	groups []*denied
+	groups []*denied    // and the device is like one
 	due    chan *denied // something may wait in it
 	stop   context.CancelFunc
 	work   sync.WaitGroup
@@ -36,10 +39,11 @@ type denial struct {
 	active map[refuser]struct{}
 }
 
-// denied is a group that the keeper answers. It belongs to one goroutine at a time.
+// denied is a group that the keeper answers, or the device. It belongs to one goroutine at a time.
 type denied struct {
-	entry
 	name   string
+	fd     int
+	adopt  func() (refuser, error)
 	number int32 // in denial.groups
 	polled bool
 	said   string // the last error
@@ -54,51 +58,104 @@ func (d *denial) count() int64 {
 	defer d.mu.Unlock()
 	n := d.ended
 	for r := range d.active {
-		n += int64(r.Stats().Failed)
+		n += r.Denied()
 	}
 	return n
 }
 
-// startDenying has this process answer for everything that is held, if nobody else does.
+// startDenying has this process answer for what is held, if nobody else does.
 func (s *server) startDenying() error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	s.mu.Lock()
-	forsaken := s.forsaken() && !s.isReplaced()
+	groups, device := s.forsaken()
+	connected := s.last != nil && s.last.connected // and does not have the device
 	s.mu.Unlock()
-	if !forsaken { // a daemon was quicker
+	if groups < s.o.Patience && device < s.o.Patience || s.isReplaced() { // a daemon was quicker
 		return nil
 	}
-	if err := s.retire(process{}, 0); err != nil {
-		return err
+	if !connected {
+		if err := s.retire(process{}, 0); err != nil {
+			return err
+		}
 	}
-	poll, err := newPoll()
-	if err != nil {
-		return err
+	if groups >= s.o.Patience {
+		if err := s.denyGroups(groups); err != nil {
+			return err
+		}
 	}
-	ctx, stop := context.WithCancel(s.ctx)
-	d := &denial{
-		adopt: s.adopt, log: s.log, poll: poll, due: make(chan *denied), stop: stop, active: map[refuser]struct{}{},
-	}
-	s.mu.Lock()
-	s.denial = d
-	for name, e := range s.held { // does not change until a daemon comes
-		d.groups = append(d.groups, &denied{entry: e, name: name, number: int32(len(d.groups))})
-	}
-	away := time.Since(s.away)
-	s.mu.Unlock()
-	s.log.Error("no daemon: readers of missing data get I/O errors from now on", "held", len(d.groups), "away", away.Round(time.Second))
-	d.work.Go(func() { d.watch(ctx) })
-	for range deniers {
-		d.work.Go(func() { d.answer(ctx) })
+	if device >= s.o.Patience {
+		return s.startDenyingDevice(device)
 	}
 	return nil
 }
 
+// denyGroups has this process answer for all groups.
+func (s *server) denyGroups(away time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	groups := make([]*denied, 0, len(s.held))
+	for name, e := range s.held { // does not change until a daemon comes
+		groups = append(groups, &denied{name: name, fd: e.files[0], adopt: func() (refuser, error) { return s.adopt(name, e) }})
+	}
+	d, err := s.deny(groups)
+	if err != nil {
+		return err
+	}
+	s.denial = d
+	s.log.Error("no daemon: readers of missing data get I/O errors from now on", "held", len(groups), "away", away.Round(time.Second))
+	return nil
+}
+
+// startDenyingDevice has this process answer for the device, unless a daemon has just asked for it.
+func (s *server) startDenyingDevice(away time.Duration) error {
+	s.deviceTurn.Lock()
+	defer s.deviceTurn.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, device := s.forsaken(); device == attended {
+		return nil
+	}
+	fd := s.device.fd
+	d, err := s.deny([]*denied{{name: "/dev/cachefiles", fd: fd, adopt: func() (refuser, error) { return s.adoptDevice(fd) }}})
+	if err != nil {
+		return err
+	}
+	s.deviceDenial = d
+	s.log.Error("no daemon serves the kernel's cache: readers of missing data get I/O errors from now on", "away", away.Round(time.Second))
+	return nil
+}
+
+// deny begins a denial.
+func (s *server) deny(groups []*denied) (*denial, error) {
+	poll, err := newPoll()
+	if err != nil {
+		return nil, err
+	}
+	for i, g := range groups {
+		g.number = int32(i)
+	}
+	ctx, stop := context.WithCancel(s.ctx)
+	d := &denial{log: s.log, poll: poll, groups: groups, due: make(chan *denied), stop: stop, active: map[refuser]struct{}{}}
+	d.work.Go(func() { d.watch(ctx) })
+	for range min(deniers, len(groups)) {
+		d.work.Go(func() { d.answer(ctx) })
+	}
+	return d, nil
+}
+
 // stopDenying returns when this process answers no more. It is called with turn held.
 func (s *server) stopDenying() {
+	s.endDenial(&s.denial)
+	s.deviceTurn.Lock()
+	defer s.deviceTurn.Unlock()
+	s.endDenial(&s.deviceDenial)
+}
+
+// endDenial ends one, if it is there. It is called with the lock held that goes with it.
+func (s *server) endDenial(at **denial) {
 	s.mu.Lock()
-	d := s.denial
+	d := *at
 	s.mu.Unlock()
 	if d == nil {
 		return
@@ -108,7 +165,7 @@ func (s *server) stopDenying() {
 	d.poll.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.denial = nil
+	*at = nil
 	n := d.count()
 	s.denied += n
 	s.log.Info("readers of missing data are not refused any more", "denied", n)
@@ -170,7 +227,7 @@ func (d *denial) answer(ctx context.Context) {
 
 // denyOnce answers what waits in a group.
 func (d *denial) denyOnce(ctx context.Context, g *denied) error {
-	r, err := d.adopt(g.name, g.entry)
+	r, err := g.adopt()
 	if err != nil {
 		return err
 	}
@@ -193,6 +250,8 @@ type adopted struct {
 	*fanotify.Group
 	data interface{ Close() error }
 }
+
+func (a adopted) Denied() int64 { return int64(a.Stats().Failed) }
 
 func (a adopted) Close() error {
 	err := a.Group.Close()
@@ -227,3 +286,28 @@ func adoptGroup(name string, e entry) (refuser, error) {
 	}
 	return adopted{Group: g, data: data}, nil
 }
+
+// deniedDevice answers for a device.
+type deniedDevice struct {
+	file *os.File
+	log  *slog.Logger
+	n    atomic.Int64
+}
+
+// denyDevice makes a duplicate, as adoptGroup does.
+func (s *server) denyDevice(fd int) (refuser, error) {
+	file, err := duplicate(fd, "device of the cache")
+	if err != nil {
+		return nil, err
+	}
+	return &deniedDevice{file: file, log: s.log}, nil
+}
+
+func (d *deniedDevice) DenyWaiting(ctx context.Context) (int, error) {
+	err := cachefiles.Deny(ctx, d.file, &d.n, d.log)
+	return int(d.n.Load()), err
+}
+
+func (d *deniedDevice) Denied() int64 { return d.n.Load() }
+
+func (d *deniedDevice) Close() error { return nil } // the file has been closed by Deny

@@ -16,16 +16,22 @@ func (s *server) toldToEnd() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ending = true
-	if n := len(s.held); n > 0 {
-		s.log.Warn("told to end; going on, because missing data would be read as zeros without this process",
-			"held", n, "hint", "erofs-snapshotter-keeper --replace takes over; it ends by itself when the last layer is complete or removed")
+	because := "missing data would be read as zeros without this process"
+	switch {
+	case len(s.held) > 0:
+	case s.device.held():
+		because = "mounts over the kernel's cache could not be read without this process"
+	default:
+		return
 	}
+	s.log.Warn("told to end; going on, because "+because, "held", len(s.held), "device", s.device.held(),
+		"hint", "erofs-snapshotter-keeper --replace takes over; it ends by itself when the last layer is complete or removed")
 }
 
 // mayEnd tells whether nothing can be read wrongly without this process.
 func (s *server) mayEnd() bool {
 	s.mu.Lock()
-	s.over = s.over || len(s.held) == 0 // from now on nothing is taken
+	s.over = s.over || len(s.held) == 0 && !s.device.held() // from now on nothing is taken
 	over := s.over
 	s.mu.Unlock()
 	return over || goingDown() && alone("/proc")

@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
-	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 )
 
 // childEnv has the test binary be another process: "role address argument...".
@@ -112,8 +111,8 @@ func (r *fakeRefuser) DenyWaiting(ctx context.Context) (int, error) {
 	return 3, nil
 }
 
-func (r *fakeRefuser) Stats() fanotify.Stats { return fanotify.Stats{Failed: 2} }
-func (r *fakeRefuser) Close() error          { return nil }
+func (r *fakeRefuser) Denied() int64 { return 2 }
+func (r *fakeRefuser) Close() error  { return nil }
 
 // keep runs a keeper in this process until the test ends, whatever it holds then.
 func keep(t testing.TB, o Options) (*server, *fakeRefusers) {
@@ -125,6 +124,7 @@ func keep(t testing.TB, o Options) (*server, *fakeRefusers) {
 	s, err := start(t.Context(), o.withDefaults())
 	must(t, err)
 	s.adopt = fake.adopt
+	s.adoptDevice = func(int) (refuser, error) { return fake.adopt("device", entry{}) }
 	s.grace = 50 * time.Millisecond
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))

@@ -9,11 +9,13 @@
 //	journal  a memfd with the events that were read and may not be answered yet
 //
 // from before the first mount, and hands them to the next daemon. It also holds a sealed memfd with the credentials that the daemon has
-// learned. It opens no files, knows no layers, and reads no event while a daemon is there.
+// learned, and, where layers are mounted over the kernel's cache, the open /dev/cachefiles: when its last descriptor closes, reads of all such
+// mounts fail for good. Descriptors of the cache's objects it does not hold. It opens no files, knows no layers, and reads no event while
+// a daemon is there.
 //
 // # Who may answer
 //
-// Only one process may read a group. That right, the role, belongs to one daemon at a time, and the keeper decides:
+// Only one process may read a group, or the device. That right, the role, belongs to one daemon at a time, and the keeper decides:
 //
 //	        Dial                   connection ends              Patience is over
 //	none ────────► served by one ─────────────────► away ─────────────────────► denying: the keeper answers EIO
@@ -26,15 +28,22 @@
 // killed by its pidfd. A kill is safe at any time: the journals tell its successor what it had in work. A process that dials again keeps
 // the role it had; nobody is killed.
 //
+// The device is handed out when a daemon asks for it (Client.Device), so one of a version that knows nothing of it, or that has no use for it,
+// never sees it. Until a daemon asks, the keeper treats the device as if no daemon was there: after Patience it answers. Then it opens
+// what is opened, with the size that is in the name, and fails each READ (cachefiles.Deny); when nothing has come for a moment, and when
+// a daemon asks or dials, it has closed the descriptors of objects again. In an upgrade the device goes to the successor, and one of a version
+// that does not ask for it is refused.
+//
 // # What survives what
 //
 //   - Death of the daemon: everything. Readers of missing data wait, at most Patience; then they get EIO until a daemon is back.
 //   - Death of the keeper: everything, if the daemon lives: it dials again and holds everything anew.
 //   - Replacement of the keeper (Options.Replace): everything. The successor gets the descriptors, the socket and the lock from its
 //     predecessor, which answers nothing from then on. The daemon's connection ends; it dials again.
-//   - Death of both: the groups. Mounts of incomplete blobs have to be treated as poisoned.
+//   - Death of both: nothing. Mounts of incomplete blobs have to be treated as poisoned; those of the kernel's cache fail all reads of missing data.
 //
-// The keeper never closes a group on its own, but by Client.Drop; a signal does not end it while it holds one: see Serve.
+// The keeper never closes a group or the device on its own, but by Client.Drop and Client.DropDevice; a signal does not end it while it holds
+// one: see Serve.
 package keeper
 
 import (
@@ -107,6 +116,11 @@ type Report struct {
 	// Ending says that the keeper was told to end, and does when it holds nothing any more.
 	Ending bool `json:"ending,omitempty"`
 	Secret bool `json:"secret"` // learned credentials are held
+	// Devices says that this keeper can hold /dev/cachefiles; keepers of former versions cannot.
+	Devices bool `json:"devices,omitempty"`
+	// Device is who answers for the device that is held; "" if none is held. It is Away or Denying also while a daemon is served that has not
+	// asked for it.
+	Device State `json:"device,omitempty"`
 	// Names are those of everything that is held, sorted.
 	Names []string `json:"-"`
 }

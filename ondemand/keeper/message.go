@@ -21,8 +21,10 @@ import (
 //	returning  ──hello──►  ◄── welcome, named ..., end, or leave
 //	either     ──hold, drop, secret──►  ◄── ack, each
 //	           ──released──►  the keeper hangs up
+//	           ──device──►  ◄── ack;  ──fetch──►  ◄── device
 //	           ◄── leave; the keeper hangs up, and waits for released or the end of the process
 //	successor  ──hello──►  ◄── welcome, listening, held ..., secret, former, end
+//	           ──fetch──►  ◄── device, if the keeper's report says that it holds one
 //	           ──taken──►  ◄── yours; the keeper ends
 //
 // Instead of welcome the keeper may send an ack with an error, and hang up. Each side is as careful with the other as with a stranger:
@@ -30,6 +32,9 @@ import (
 //
 // The version in hello changes when an older keeper could not serve a newer daemon any more. A keeper has to understand all versions that
 // were ever released, because the one that runs is replaced after the daemon, or not at all.
+//
+// A device is only sent to who asks for it, and who asks has seen in the report that the keeper understands that: so a daemon or keeper of
+// a version that knows nothing of devices meets no message that it does not know.
 const protocolVersion = 1
 
 // magic begins the body of hello: magic, u32 version, u8 role.
@@ -53,12 +58,14 @@ const (
 	leave          // another daemon takes over
 	taken          // the successor has everything
 	yours          // and it is the keeper now
-	lastKind  = yours
+	device         // body: note; the device, or no descriptor: there is none, or it is to be dropped
+	fetch          // the device is wanted
+	lastKind  = fetch
 )
 
 // filesOf is how many descriptors come with a message.
 var filesOf = [lastKind + 1]struct{ min, max int }{
-	held: {3, 3}, secret: {0, 1}, former: {1, 1}, listening: {2, 2}, hold: {3, 3},
+	held: {3, 3}, secret: {0, 1}, former: {1, 1}, listening: {2, 2}, hold: {3, 3}, device: {0, 1},
 }
 
 type role uint8

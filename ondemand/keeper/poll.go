@@ -49,7 +49,7 @@ func (p *poll) arm(g *denied) error {
 	if !g.polled {
 		op = unix.EPOLL_CTL_ADD
 	}
-	if err := unix.EpollCtl(p.fd, op, g.files[0], &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: g.number}); err != nil {
+	if err := unix.EpollCtl(p.fd, op, g.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: g.number}); err != nil {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	g.polled = true

@@ -26,28 +26,36 @@ type server struct {
 	o     Options
 	log   *slog.Logger
 	grace time.Duration
-	// adopt makes who answers for an entry. Tests put something else here.
-	adopt    func(string, entry) (refuser, error)
-	ctx      context.Context // ends when the sessions have to end
-	stop     context.CancelFunc
-	listener *listener
-	replaced chan struct{} // closed when a successor has everything
-	changed  chan struct{} // has room for one: run has to look at the state again
-	sessions sync.WaitGroup
+	// adopt and adoptDevice make who answers for an entry, and for a device. Tests put something else here.
+	adopt       func(string, entry) (refuser, error)
+	adoptDevice func(fd int) (refuser, error)
+	ctx         context.Context // ends when the sessions have to end
+	stop        context.CancelFunc
+	listener    *listener
+	replaced    chan struct{} // closed when a successor has everything
+	changed     chan struct{} // has room for one: run has to look at the state again
+	sessions    sync.WaitGroup
 
 	// turn is held by who changes the role or has a successor take over: one at a time, for seconds at most. It is taken before mu.
 	turn sync.Mutex
+	// deviceTurn is held by who gives the device to a daemon, changes it, or begins or ends to answer for it. It is taken after turn, before mu, and
+	// not while a session is waited for.
+	deviceTurn sync.Mutex
 
 	mu     sync.Mutex
 	held   map[string]entry
-	secret int       // -1 if there is none
-	last   *tenant   // who has or had the role; nil if nobody is known who may read groups
-	away   time.Time // since when no daemon is connected, if none is
-	denial *denial   // nil unless this process answers; changed with turn held, too
-	denied int64     // by denials that have ended
-	ending bool      // the signal has come
-	over   bool      // nothing is held any more
-	open   map[*conn]struct{}
+	secret int         // -1 if there is none
+	device deviceEntry // changed with deviceTurn held, too
+	last   *tenant     // who has or had the role; nil if nobody is known who may read groups
+	away   time.Time   // since when no daemon is connected, if none is
+	// deviceAway is since when no daemon is connected that has the device, if none is.
+	deviceAway   time.Time
+	denial       *denial // nil unless this process answers for groups; changed with turn held, too
+	deviceDenial *denial // nil unless this process answers for the device; changed with deviceTurn held, too
+	denied       int64   // by denials that have ended
+	ending       bool    // the signal has come
+	over         bool    // nothing is held any more
+	open         map[*conn]struct{}
 }
 
 // tenant is a daemon that was given the role.
@@ -55,6 +63,7 @@ type tenant struct {
 	process
 	session   *session // nil if it was another keeper's
 	connected bool     // guarded by server.mu
+	device    bool     // it has the device, or may have it: it has asked for it, or held it; guarded by server.mu
 }
 
 // entry is what is held under one name.
@@ -75,15 +84,15 @@ func (e entry) is(other entry) bool {
 
 // Serve runs a keeper.
 //
-// When ctx ends, Serve does not return while it holds anything: a hole would be readable. It goes on as before, and returns when the last
-// has been dropped, when a successor has taken over, or when the machine is going down and no other process is left that could read.
+// When ctx ends, Serve does not return while it holds anything: a hole would be readable, or with the device what is mounted over it fail. It
+// goes on as before, and returns when the last has been dropped, when a successor has taken over, or when the machine is going down and no other process is left that could read.
 func Serve(ctx context.Context, o Options) error {
 	o = o.withDefaults()
 	s, err := start(ctx, o)
 	if err != nil {
 		return fmt.Errorf("keeper at %s: %w", o.Address, err)
 	}
-	o.Log.Info("keeping", "address", o.Address, "version", o.Version, "patience", o.Patience, "held", len(s.held))
+	o.Log.Info("keeping", "address", o.Address, "version", o.Version, "patience", o.Patience, "held", len(s.held), "device", s.device.held())
 	o.Ready()
 	s.run(ctx)
 	return nil
@@ -94,8 +103,9 @@ func start(ctx context.Context, o Options) (*server, error) {
 	s := &server{
 		o: o, log: o.Log, grace: leaveGrace, adopt: adoptGroup,
 		replaced: make(chan struct{}), changed: make(chan struct{}, 1),
-		held: map[string]entry{}, secret: -1, away: time.Now(), open: map[*conn]struct{}{},
+		held: map[string]entry{}, secret: -1, device: noDevice, away: time.Now(), deviceAway: time.Now(), open: map[*conn]struct{}{},
 	}
+	s.adoptDevice = s.denyDevice
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx)) // a signal does not end it
 	if o.Replace {
 		if err := s.succeed(ctx); err != nil {
@@ -121,6 +131,8 @@ func (s *server) letGo() {
 	}
 	clear(s.held)
 	s.setSecret(-1)
+	closeAll(s.device.files())
+	s.device = noDevice
 	if s.last != nil {
 		s.last.close()
 		s.last = nil
@@ -216,7 +228,8 @@ func (s *server) report() Report {
 	defer s.mu.Unlock()
 	r := Report{
 		PID: os.Getpid(), Version: s.o.Version, State: Away, Patience: s.o.Patience,
-		Denied: s.denied + s.denial.count(), Ending: s.ending, Secret: s.secret >= 0,
+		Denied: s.denied + s.denial.count() + s.deviceDenial.count(), Ending: s.ending, Secret: s.secret >= 0,
+		Devices: true, Device: s.deviceState(),
 	}
 	if s.last != nil && !s.last.hasLeft() {
 		r.DaemonPID = s.last.pid
@@ -230,6 +243,19 @@ func (s *server) report() Report {
 	}
 	r.Away = time.Since(s.away)
 	return r
+}
+
+// deviceState is who answers for the device; "" if none is held. It is called with mu held.
+func (s *server) deviceState() State {
+	switch {
+	case !s.device.held():
+		return ""
+	case s.last != nil && s.last.connected && s.last.device:
+		return Served
+	case s.deviceDenial != nil:
+		return Denying
+	}
+	return Away
 }
 
 // setSecret holds another sealed memfd, or with -1 none. It is called with mu held, or when nobody else is there.

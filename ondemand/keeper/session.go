@@ -16,7 +16,7 @@ import (
 type session struct {
 	*conn
 	peer     process
-	released chan struct{} // closed when the daemon has said that it does not read groups any more
+	released chan struct{} // closed when the daemon has said that it reads nothing any more
 	over     chan struct{} // closed when the session has ended
 }
 
@@ -106,8 +106,9 @@ func (s *server) serveDaemon(ss *session) {
 	defer s.lost(ss)
 	for {
 		m, err := ss.receive(time.Time{})
+		var answer message
 		switch {
-		case errors.Is(err, errCut) && (m.kind == hold || m.kind == secret):
+		case errors.Is(err, errCut) && (m.kind == hold || m.kind == secret || m.kind == device):
 			// That is no reason to part: the daemon has it, and may try again.
 		case err != nil:
 			if !hasEnded(err) {
@@ -117,13 +118,18 @@ func (s *server) serveDaemon(ss *session) {
 		case m.kind == released:
 			close(ss.released)
 			return
+		case m.kind == fetch:
+			answer, err = s.giveDevice(ss, m.id)
 		default:
 			err = s.do(ss, m)
 		}
 		if errors.Is(err, errSuperseded) {
 			continue // its acks cannot be sent any more, and only released matters
 		}
-		if err := ss.send(ackOf(m.id, err), time.Now().Add(ioTimeout)); err != nil {
+		if err != nil || m.kind != fetch {
+			answer = ackOf(m.id, err)
+		}
+		if err := ss.send(answer, time.Now().Add(ioTimeout)); err != nil {
 			if !hasEnded(err) {
 				s.log.Error("the daemon's connection is ended: it takes no answers", "pid", ss.peer.pid, "cause", err)
 			}
@@ -147,7 +153,11 @@ var errSuperseded = errors.New("another daemon has taken over")
 
 // do does what a request of the daemon wants. The descriptors that came with it are kept or closed.
 func (s *server) do(ss *session, m message) error {
-	put, err := s.change(ss, m)
+	change := s.change
+	if m.kind == device {
+		change = s.changeDevice
+	}
+	put, err := change(ss, m)
 	closeAll(put) // without mu: the kernel takes two milliseconds to close the last descriptor of a group
 	s.wake()
 	return err
@@ -213,7 +223,10 @@ func (s *server) lost(ss *session) {
 	}
 	t.connected = false
 	s.away = time.Now()
-	s.log.Info("the daemon's connection has ended", "pid", t.pid, "held", len(s.held))
+	if t.device {
+		s.deviceAway = s.away
+	}
+	s.log.Info("the daemon's connection has ended", "pid", t.pid, "held", len(s.held), "device", s.device.held())
 	s.wake()
 }
 
@@ -239,7 +252,7 @@ func (s *server) handOut(ss *session, deadline time.Time) error {
 	return nil
 }
 
-// isTenant says whether the session's process may read groups.
+// isTenant says whether the session's process has the role.
 func (s *server) isTenant(ss *session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,7 +15,8 @@ import (
 //	predecessor                                      successor
 //	                                     ◄── hello   connects as successor
 //	ends the daemon's connection, and its denying
-//	sends everything ──►
+//	sends everything ──►                 ◄── fetch   if there is a device
+//	sends it ──►
 //	                                     ◄── taken   has everything
 //	yours ──►                                        answers from now on
 //	ends                                             the daemon dials again
@@ -75,7 +76,7 @@ func (s *server) handOver(ss *session) error {
 	}
 	ctx, cancel := context.WithDeadline(s.ctx, deadline)
 	defer cancel()
-	if err := ss.wait(ctx, taken); err != nil {
+	if err := s.handOverDevice(ctx, ss); err != nil {
 		return err
 	}
 	return ss.send(message{kind: yours}, time.Now().Add(ioTimeout))
@@ -108,7 +109,7 @@ func (s *server) succeed(ctx context.Context) error {
 	if err := s.inherit(in); err != nil {
 		return fmt.Errorf("take over: %w", err)
 	}
-	if err := s.confirm(ctx, c, in.report.PID); err != nil {
+	if err := s.confirm(ctx, c, in.report); err != nil {
 		s.listener.close()
 		s.letGo()
 		return fmt.Errorf("take over from process %d, which goes on: %w", in.report.PID, err)
@@ -125,22 +126,28 @@ func (s *server) inherit(in *handout) (err error) {
 	}
 	s.held, s.secret = in.held, in.secret
 	s.away = time.Now().Add(-in.report.Away)
+	s.deviceAway = s.away
 	if in.former.pidfd >= 0 {
-		s.last = &tenant{process: in.former}
+		s.last = &tenant{process: in.former, device: true} // which is not known
 	}
 	s.listener, err = newListener(s.o.Address, in.socket, os.NewFile(uintptr(in.lock), s.o.Address+".lock"))
 	return err
 }
 
-// confirm tells the predecessor that everything is here. After nil it answers nothing any more.
-func (s *server) confirm(ctx context.Context, c *conn, pid int) error {
-	predecessor := process{pid: pid}
+// confirm gets the device, if there is one, and tells the predecessor that everything is here. After nil it answers nothing any more.
+func (s *server) confirm(ctx context.Context, c *conn, report Report) error {
+	predecessor := process{pid: report.PID}
 	var err error
-	if predecessor.pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
-		return fmt.Errorf("pidfd of process %d: %w", pid, err)
+	if predecessor.pidfd, err = unix.PidfdOpen(report.PID, 0); err != nil {
+		return fmt.Errorf("pidfd of process %d: %w", report.PID, err)
 	}
 	defer predecessor.close()
-	err = c.sendNow(ctx, message{kind: taken})
+	if report.Device != "" {
+		s.device, err = c.fetchDevice(ctx)
+	}
+	if err == nil {
+		err = c.sendNow(ctx, message{kind: taken})
+	}
 	if err == nil {
 		err = c.wait(ctx, yours)
 	}

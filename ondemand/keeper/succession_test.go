@@ -189,11 +189,11 @@ func TestPredecessorDiesLast(t *testing.T) {
 	c, in, err := dial(timeout(t), at, successor)
 	must(t, err)
 	defer c.close()
-	s := &server{o: Options{Address: at}.withDefaults(), log: slog.New(slog.NewTextHandler(t.Output(), nil)), secret: -1}
+	s := &server{o: Options{Address: at}.withDefaults(), log: slog.New(slog.NewTextHandler(t.Output(), nil)), secret: -1, device: noDevice}
 	must(t, s.inherit(in))
 	must(t, first.cmd.Process.Signal(syscall.SIGSTOP))
 	confirmed := make(chan error, 1)
-	go func() { confirmed <- s.confirm(timeout(t), c, in.report.PID) }()
+	go func() { confirmed <- s.confirm(timeout(t), c, in.report) }()
 	first.kill()
 	if err := <-confirmed; err != nil {
 		t.Errorf("the successor gives up what nobody else has: %v", err)

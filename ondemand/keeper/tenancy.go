@@ -26,14 +26,17 @@ func (s *server) admit(ss *session, as role) error {
 		_ = ss.send(message{kind: leave}, time.Now().Add(ioTimeout)) // it may be gone
 		return errSuperseded
 	}
+	has := s.mayHaveDevice(ss.peer, as)
 	if err := s.retire(ss.peer, s.grace); err != nil {
 		return err
 	}
 	s.stopDenying()
 	s.mu.Lock()
-	s.last = &tenant{process: ss.peer, session: ss, connected: true}
-	blobs, credentials := len(s.held), s.secret >= 0
+	s.last = &tenant{process: ss.peer, session: ss, connected: true, device: has}
+	s.deviceAway = time.Now() // unless it has it, it may still ask
+	blobs, credentials, cache := len(s.held), s.secret >= 0, s.device.held()
 	s.mu.Unlock()
+	s.wake() // it may never ask for the device
 
 	deadline := time.Now().Add(handOutTimeout)
 	err := ss.sendReport(s.report(), deadline)
@@ -51,7 +54,7 @@ func (s *server) admit(ss *session, as role) error {
 		s.lost(ss)
 		return err
 	}
-	s.log.Info("a daemon is served", "pid", ss.peer.pid, "held", blobs, "credentials", credentials)
+	s.log.Info("a daemon is served", "pid", ss.peer.pid, "held", blobs, "device", cache, "credentials", credentials)
 	return nil
 }
 
@@ -62,7 +65,17 @@ func (s *server) mayReturn(p process) bool {
 	return s.last == nil || s.last.is(p)
 }
 
-// retire makes sure that whoever had the role does not read groups any more: it has exited, or said so within the grace, or is killed. If
+// mayHaveDevice tells whether p has the device from when it had the role before. One that returns has everything that it has held.
+func (s *server) mayHaveDevice(p process, as role) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last == nil || !s.last.is(p) {
+		return as == returning
+	}
+	return s.last.device && !s.last.hasLeft()
+}
+
+// retire makes sure that whoever had the role does not read anything any more: it has exited, or said so within the grace, or is killed. If
 // it is the process that next comes, there is nothing to make sure: it knows what it reads. An error means that nobody else may have the
 // role now. It is called with turn held.
 func (s *server) retire(next process, grace time.Duration) error {
@@ -102,7 +115,7 @@ func (s *server) leave(t *tenant, grace time.Duration) error {
 	return t.kill(s.ctx)
 }
 
-// released is closed when the daemon has said that it does not read groups any more.
+// released is closed when the daemon has said that it reads nothing any more.
 func (t *tenant) released() <-chan struct{} {
 	if t.session == nil {
 		return nil
@@ -110,7 +123,7 @@ func (t *tenant) released() <-chan struct{} {
 	return t.session.released
 }
 
-// hasLeft tells whether the daemon has exited, or said that it does not read groups any more.
+// hasLeft tells whether the daemon has exited, or said that it reads nothing any more.
 func (t *tenant) hasLeft() bool {
 	select {
 	case <-t.released():
@@ -165,9 +178,12 @@ const (
 // lookAway begins to deny when the daemon has been away for too long, and returns when to look again.
 func (s *server) lookAway() time.Duration {
 	s.mu.Lock()
-	left := s.o.Patience - time.Since(s.away)
-	if !s.forsaken() {
-		left = idleWait
+	left := idleWait
+	groups, device := s.forsaken()
+	for _, since := range []time.Duration{groups, device} {
+		if since != attended {
+			left = min(left, s.o.Patience-since)
+		}
 	}
 	s.mu.Unlock()
 	if left > 0 {
@@ -180,8 +196,18 @@ func (s *server) lookAway() time.Duration {
 	return idleWait
 }
 
-// forsaken tells whether something is held that nobody answers for. It is called with mu held.
-func (s *server) forsaken() bool {
+// attended says that somebody answers, or nothing is held.
+const attended time.Duration = -1
+
+// forsaken tells for how long nobody has answered for the groups that are held, and for the device. It is called with mu held.
+func (s *server) forsaken() (groups, device time.Duration) {
+	groups, device = attended, attended
 	served := s.last != nil && s.last.connected
-	return !served && s.denial == nil && len(s.held) > 0
+	if len(s.held) > 0 && !served && s.denial == nil {
+		groups = time.Since(s.away)
+	}
+	if s.device.held() && !(served && s.last.device) && s.deviceDenial == nil {
+		device = time.Since(s.deviceAway)
+	}
+	return groups, device
 }
