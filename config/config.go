@@ -42,6 +42,7 @@ type Config struct {
 	Containerd  Containerd  `toml:"containerd"`
 	Remote      Remote      `toml:"remote"`
 	Lazy        Lazy        `toml:"lazy"`
+	Fscache     Fscache     `toml:"fscache"`
 	Keeper      Keeper      `toml:"keeper"`
 	Registry    Registry    `toml:"registry"`
 	Credentials Credentials `toml:"credentials"`
@@ -102,6 +103,8 @@ type Remote struct {
 type Lazy struct {
 	// Enabled lets layers be mounted before their data are here, where the registry has an index of them. It needs Remote.Enabled.
 	Enabled bool `toml:"enabled"`
+	// Mode is how the kernel asks for missing data: auto, fanotify or fscache; eager is as if Enabled were false.
+	Mode string `toml:"mode"`
 	// MinLayerSize is the size of the smallest layer that is loaded on demand.
 	MinLayerSize Size `toml:"min_layer_size"`
 	// Trust lists the repositories whose images may be lazy: "host/path", "host/path/*" or "*".
@@ -113,6 +116,14 @@ type Lazy struct {
 	BackgroundDelay Duration `toml:"background_delay"`
 	// Startup fetches what an image's program needs to start when the image was pulled.
 	Startup bool `toml:"startup"`
+}
+
+// Fscache are limits of the kernel's cache of files, in percent of what the filesystem of the root has of blocks, and of inodes.
+type Fscache struct {
+	// Run is what must be free for nothing to be culled, Cull what makes the kernel want it, and Stop what makes it refuse data.
+	Run  int `toml:"brun"`
+	Cull int `toml:"bcull"`
+	Stop int `toml:"bstop"`
 }
 
 // Keeper is the process that answers the kernel while the daemon is away.
@@ -199,10 +210,11 @@ func Default() Config {
 		},
 		Remote: Remote{Enabled: true},
 		Lazy: Lazy{
-			Enabled: true, MinLayerSize: Size{10 << 20}, Trust: []string{"*"}, Deadline: Duration{time.Minute},
+			Enabled: true, Mode: "auto", MinLayerSize: Size{10 << 20}, Trust: []string{"*"}, Deadline: Duration{time.Minute},
 			Background: true, BackgroundDelay: Duration{5 * time.Second}, Startup: true,
 		},
-		Keeper: Keeper{Start: true, Patience: Duration{30 * time.Second}},
+		Fscache: Fscache{Run: 7, Cull: 5, Stop: 1},
+		Keeper:  Keeper{Start: true, Patience: Duration{30 * time.Second}},
 		Registry: Registry{
 			HostsDir:     "/etc/containerd/certs.d",
 			Connections:  4,
@@ -286,6 +298,10 @@ func (c Config) Validate() error {
 	}
 	if c.Containerd.StallTimeout.Duration <= 0 {
 		report("containerd.stall_timeout", fmt.Errorf("%s is not above zero", c.Containerd.StallTimeout))
+	}
+	report("lazy.mode", oneOf(c.Lazy.Mode, "auto", "fanotify", "fscache", "eager"))
+	if f := c.Fscache; f.Stop < 0 || f.Stop >= f.Cull || f.Cull >= f.Run || f.Run >= 100 {
+		report("fscache", fmt.Errorf("brun %d, bcull %d, bstop %d: the kernel wants 100 > brun > bcull > bstop >= 0", f.Run, f.Cull, f.Stop))
 	}
 	for _, p := range c.Lazy.Trust {
 		report("lazy.trust", checkRepositories(p))

@@ -76,6 +76,8 @@ func TestParseErrors(t *testing.T) {
 		{"unknown level", "[log]\nlevel = \"loud\"", `f: log.level: "loud" is not one of debug, info, warn, error`},
 		{"unknown format", "[log]\nformat = \"xml\"", `f: log.format: "xml" is not one of text, json`},
 		{"duration without unit", "[collection]\ngrace = 30", `f: "30" is not a duration, write for example "30s"`},
+		{"mode", "[lazy]\nmode = \"fuse\"", `lazy.mode: "fuse" is not one of auto, fanotify, fscache, eager`},
+		{"cache limits", "[fscache]\nbcull = 7", `fscache: brun 7, bcull 7, bstop 1: the kernel wants 100 > brun > bcull > bstop >= 0`},
 		{"bad duration", "[collection]\ngrace = \"soon\"", `f:2: collection.grace: "soon" is not a duration`},
 		{"negative grace", "[collection]\ngrace = \"-1s\"", `f: collection.grace: -1s is negative`},
 		{"no stall timeout", "[containerd]\nstall_timeout = \"0s\"", `f: containerd.stall_timeout: 0s is not above zero`},

@@ -8,16 +8,19 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter"
 )
 
 // unanswered answers for nothing, although the kernel has everything.
 type unanswered struct{}
 
-func (unanswered) Mount(context.Context, string) (func(string) error, error) { return nil, nil }
-func (unanswered) Watches(string) bool                                       { return false }
-func (unanswered) Serves(string) bool                                        { return false }
-func (unanswered) Alive(string) (bool, error)                                { return true, nil }
-func (unanswered) Unsure() error                                             { return nil }
+func (unanswered) Mount(context.Context, string) (*snapshotter.Answering, error) { return nil, nil }
+func (unanswered) OverCache(string) (live, dead bool, err error)                 { return false, false, nil }
+func (unanswered) Watches(string) bool                                           { return false }
+func (unanswered) Serves(string) bool                                            { return false }
+func (unanswered) Alive(string) (bool, error)                                    { return true, nil }
+func (unanswered) Unsure() error                                                 { return nil }
 
 // TestPoisonedIsSaidOnce: by the command that finds it, not by those after it.
 func TestPoisonedIsSaidOnce(t *testing.T) {

@@ -49,7 +49,7 @@ var mayImport = map[string][]string{
 	"ondemand/registry/credentials":             nil,
 	"ondemand/registry/credentials/criproxy":    nil,
 	"ondemand/registry/credentials/kubesecrets": nil,
-	"ondemand/watch":                            {"ondemand", "ondemand/blob", "ondemand/fanotify", "ondemand/keeper"},
+	"ondemand/watch":                            {"ondemand", "ondemand/blob", "ondemand/cachefiles", "ondemand/fanotify", "ondemand/keeper"},
 	"snapshotter":                               {"snapshotter/layerstore", "snapshotter/lazy", "snapshotter/remote", "snapshotter/startup", "fsbackend", "converter"},
 	"snapshotter/content":                       nil,
 	"snapshotter/differ":                        {"snapshotter/layerstore", "converter/..."},

@@ -87,9 +87,13 @@ func (s *Snapshotter) findGarbage(ctx context.Context, r *records, now time.Time
 	if err != nil {
 		return garbage{}, err
 	}
+	asked := map[layerstore.ID]bool{}
 	for _, inst := range over {
 		if bytes, ok := kept[inst.ID]; ok {
 			g.keptBytes += bytes
+		} else if s.isAskedFor(inst) {
+			asked[inst.ID] = true
+			g.next = min(g.next, collectAskedFor)
 		} else {
 			g.instances = append(g.instances, inst)
 		}
@@ -97,12 +101,28 @@ func (s *Snapshotter) findGarbage(ctx context.Context, r *records, now time.Time
 	for _, id := range r.mountNumbers() {
 		_, isKept := kept[id]
 		_, err := s.layers.Get(id)
-		if (isKept || err != nil) && !r.referenced(id) {
+		if (isKept || asked[id] || err != nil) && !r.referenced(id) {
 			g.numbers = append(g.numbers, id)
 		}
 	}
 	g.dirs, err = s.staleSnapshotDirs(ctx)
 	return g, err
+}
+
+// collectAskedFor is when it is looked again whether an instance is asked for by the kernel.
+const collectAskedFor = time.Second
+
+// isAskedFor says whether the kernel asks for the files of an instance by its id, which is so as long as it has a superblock of it over its cache. Such
+// an instance loses its mount, and stays in the store until the last container that reads from it has ended.
+func (s *Snapshotter) isAskedFor(inst layerstore.Instance) bool {
+	if inst.Lazy == nil || s.demand == nil {
+		return false
+	}
+	live, _, err := s.demand.OverCache(string(inst.ID))
+	if err != nil {
+		s.log.Warn("cannot find out whether a layer is still read from: it stays", "instance", inst.ID, "cause", err)
+	}
+	return live || err != nil
 }
 
 // pastGrace returns the instances that nobody has used for at least the grace, and when to look again. It remembers since when each is not used.

@@ -124,17 +124,19 @@ func (s *Snapshotter) mountLayer(ctx context.Context, l lower) error {
 }
 
 // mountImage mounts an EROFS instance. One whose data are missing is mounted only with somebody who answers for them.
-func (s *Snapshotter) mountImage(ctx context.Context, inst layerstore.Instance, target string) (err error) {
+func (s *Snapshotter) mountImage(ctx context.Context, inst layerstore.Instance, target string) error {
 	img := fsbackend.Image{Meta: s.layers.MetaPath(inst.ID), Data: s.layers.DataPath(inst.ID)}
 	if inst.Partial() {
 		if s.demand == nil {
 			return errors.New("its data are not all here, and loading on demand is off")
 		}
-		img.Check, err = s.demand.Mount(ctx, string(inst.ID))
+		answering, err := s.demand.Mount(ctx, string(inst.ID))
 		if err != nil && s.isPartial(inst.ID) {
 			return err
 		}
-		img.OnDemand = img.Check != nil
+		if answering != nil {
+			img.OnDemand, img.Check, img.Cookies = true, answering.Check, answering.Cookies
+		}
 	}
 	return s.backend.Mount(ctx, img, target)
 }

@@ -46,19 +46,25 @@ type answering struct {
 	unsure  error
 	mounts  int
 	// mount, if set, takes the place of what Mount does.
-	mount func(instance string) (func(root string) error, error)
+	mount func(instance string) (*Answering, error)
+	// live and dead are instances with mounts over the kernel's cache.
+	live, dead map[string]bool
 	// asked, if set, is called before Watches answers.
 	asked func(instance string)
 }
 
-func (a *answering) Mount(_ context.Context, instance string) (func(root string) error, error) {
+func (a *answering) Mount(_ context.Context, instance string) (*Answering, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.mounts++
 	if a.mount != nil {
 		return a.mount(instance)
 	}
-	return func(string) error { return nil }, nil
+	return &Answering{Check: func(string) error { return nil }}, nil
+}
+
+func (a *answering) OverCache(instance string) (live, dead bool, err error) {
+	return a.live[instance], a.dead[instance], nil
 }
 
 func (a *answering) Watches(instance string) bool {

@@ -40,13 +40,15 @@ type poisoned struct {
 
 	mu  sync.Mutex
 	all map[string]Poisoned
+	// dead are the instances with a mount over a cache that has gone: see dead.go.
+	dead map[layerstore.ID]Poisoned
 }
 
 // Poisoned returns the mounts that may show wrong data.
 func (s *Snapshotter) Poisoned() []Poisoned {
 	s.poison.mu.Lock()
 	defer s.poison.mu.Unlock()
-	return slices.Collect(maps.Values(s.poison.all))
+	return append(slices.Collect(maps.Values(s.poison.all)), slices.Collect(maps.Values(s.poison.dead))...)
 }
 
 // renewPoisoned looks for mounts of partial instances, and of orphans, for which nobody has answered. It runs at start, when everything that is
@@ -83,7 +85,7 @@ func (s *Snapshotter) renewPoisoned(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{s.dropDead(ctx)}
 	for _, dir := range dirs {
 		if !s.demand.Serves(dir) && !s.knownPoisoned(dir) {
 			errs = append(errs, s.poisonOrphan(dir))
@@ -246,7 +248,7 @@ func (s *Snapshotter) sweepOrphans() error {
 	s.poison.mu.Lock()
 	dirs := slices.Collect(maps.Keys(s.poison.all))
 	s.poison.mu.Unlock()
-	var errs []error
+	errs := []error{s.sweepDead()}
 	for _, dir := range dirs {
 		alive, err := s.demand.Alive(dir)
 		if err != nil || alive {

@@ -376,7 +376,7 @@ func TestCompleteWhileItIsMounted(t *testing.T) {
 	top, inst := w.pullLazily(s, lazyLayer(t))
 	w.fillFile(s, inst, lazyFile("one"))
 	w.fillFile(s, inst, lazyFile("two"))
-	w.demand.mount = func(string) (func(string) error, error) {
+	w.demand.mount = func(string) (*Answering, error) {
 		must(t, s.layers.SetComplete(inst))
 		return nil, errors.New("not open")
 	}
@@ -390,14 +390,14 @@ func TestCheckFails(t *testing.T) {
 	s := w.start()
 	top, inst := w.pullLazily(s, lazyLayer(t))
 	checks := 0
-	w.demand.mount = func(string) (func(string) error, error) {
-		return func(root string) error {
+	w.demand.mount = func(string) (*Answering, error) {
+		return &Answering{Check: func(root string) error {
 			checks++
 			if names := list(root); !slices.Equal(names, []string{"one", "two"}) {
 				t.Errorf("the check sees %q", names)
 			}
 			return errTest
-		}, nil
+		}}, nil
 	}
 	for range 2 {
 		if _, err := s.Prepare(t.Context(), "box", top); !errors.Is(err, errTest) {

@@ -134,6 +134,8 @@ type Options struct {
 	Lazy *lazy.Loader
 	// OnDemand answers for instances whose data are not all here. Nil: there must be none.
 	OnDemand OnDemand
+	// Stale returns the mountpoints below a directory on which mounts over a cache of files are that is not there any more. Nil: there are none.
+	Stale func(dir string) ([]string, error)
 	// Startup reads what a program needs to start from the tree below root, which it does not close. It is called when an image was pulled of
 	// which data are missing. Nil: nothing is read before a container reads it.
 	Startup func(ctx context.Context, root *os.File, p startup.Program) (startup.Report, error)
@@ -152,9 +154,8 @@ type Options struct {
 
 // OnDemand answers the kernel for lazy instances, which are named by their id. Safe for concurrent use.
 type OnDemand interface {
-	// Mount makes ready for a mount of an instance: from then on reads of its data are answered. check, if not nil, finds out with the new
-	// mount whether that is so.
-	Mount(ctx context.Context, instance string) (check func(root string) error, err error)
+	// Mount makes ready for a mount of an instance: from then on reads of its data are answered. It returns nil if no data are missing any more.
+	Mount(ctx context.Context, instance string) (*Answering, error)
 	// Unsure says why it is not known for which instances and orphans somebody answers, nil if it is known. Until then Watches and Serves prove
 	// nothing by saying no.
 	Unsure() error
@@ -162,8 +163,20 @@ type OnDemand interface {
 	Watches(instance string) bool
 	// Serves says whether reads are answered of data in an orphan's directory.
 	Serves(dir string) bool
-	// Alive says whether the kernel has a superblock of the instance in a directory: mounted, or still in use.
+	// Alive says whether the kernel has a superblock of the instance in a directory: mounted, or still in use. Those over the kernel's cache do
+	// not count.
 	Alive(dir string) (bool, error)
+	// OverCache says whether the kernel has a superblock of the instance over its cache of files, and whether it has one that is dead: the cache that
+	// it was made over has gone, and reads of it fail.
+	OverCache(instance string) (live, dead bool, err error)
+}
+
+// Answering is how an instance has to be mounted for reads of its missing data to be answered.
+type Answering struct {
+	// Check, if not nil, finds out with the new mount whether they are.
+	Check func(root string) error
+	// Cookies, if set, are what to mount over the kernel's cache of files.
+	Cookies *fsbackend.Cookies
 }
 
 // Snapshotter is containerd's Snapshotter on one root directory. All methods are safe for concurrent use.
@@ -177,6 +190,7 @@ type Snapshotter struct {
 	layers  *layerstore.Store
 	lazy    *lazy.Loader
 	demand  OnDemand
+	stale   func(dir string) ([]string, error)
 	poison  poisoned
 	brief   bool
 	remote  *remote.Puller
@@ -215,6 +229,7 @@ func New(ctx context.Context, opts Options) (_ *Snapshotter, err error) {
 		keep:        opts.Keep,
 		lazy:        opts.Lazy,
 		demand:      opts.OnDemand,
+		stale:       opts.Stale,
 		brief:       opts.Brief,
 		overlay:     overlayOptions(),
 		startup:     opts.Startup,

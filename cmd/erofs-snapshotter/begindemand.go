@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/config"
-	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/probe"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
@@ -44,7 +43,7 @@ func (d *demand) begin(ctx context.Context) {
 	lazy := hasLazy(d.root)
 	switch {
 	case !d.enabled && !lazy:
-		d.impossible = errors.New("lazy.enabled or remote.enabled is false")
+		d.impossible = errors.New("lazy.enabled or remote.enabled is false, or lazy.mode is eager")
 	case lazy || !d.late:
 		d.beginNow(ctx)
 	}
@@ -60,7 +59,12 @@ func (d *demand) beginNow(ctx context.Context) {
 			d.log.Error("data are not loaded on demand any more", "cause", err)
 		}
 	})
-	if d.impossible = d.possible(); d.impossible != nil {
+	d.raiseLimits()
+	d.transport, d.impossible = chooseTransport(d.mode, d.root, !d.late)
+	if d.transport == modeFscache {
+		d.watcher.UseCache()
+	}
+	if d.impossible != nil {
 		d.log.Warn("layers are not loaded on demand here", "cause", d.impossible)
 		if !hasLazy(d.root) {
 			return
@@ -83,8 +87,8 @@ func (d *demand) beginNow(ctx context.Context) {
 // meanwhile no container can be started, also from layers that need no keeper.
 const connectWait = 20 * time.Second
 
-// possible says whether the kernel and the root's filesystem can do it.
-func (d *demand) possible() error {
+// raiseLimits makes room for descriptors and groups.
+func (d *demand) raiseLimits() {
 	level := slog.LevelWarn
 	if d.late { // a few mounts
 		level = slog.LevelDebug
@@ -92,10 +96,6 @@ func (d *demand) possible() error {
 	if err := fanotify.RaiseLimits(maxWatched); err != nil {
 		d.log.Log(context.Background(), level, "the limits of this process allow fewer incomplete layers at a time than could be needed", "layers", maxWatched, "cause", err)
 	}
-	if err := probe.HaveFileBacked(d.root); err != nil {
-		return err
-	}
-	return fanotify.Probe(d.root)
 }
 
 // maxWatched is how many incomplete layers a host should be able to have mounted.

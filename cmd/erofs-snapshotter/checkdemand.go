@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -18,7 +17,10 @@ import (
 
 // onDemandReport is what check found about loading on demand besides the feature.
 type onDemandReport struct {
-	Keeper keeperFound `json:"keeper"`
+	// Transport is how the kernel would ask for missing data: fanotify or fscache. Why says why it is that.
+	Transport string      `json:"transport"`
+	Why       string      `json:"why"`
+	Keeper    keeperFound `json:"keeper"`
 	// Trust are the repositories whose images may be loaded on demand; TrustsAll says that these are all there are.
 	Trust     []string `json:"trust"`
 	TrustsAll bool     `json:"trustsAll"`
@@ -36,23 +38,21 @@ type keeperFound struct {
 	Held    int    `json:"held"`
 }
 
-// haveOnDemand says whether layers can be loaded on demand with their files in dir. The kernel is not asked if the configuration says no,
-// because from Linux 7.2 on that sets a taint flag.
-func haveOnDemand(cfg config.Config, dir string) error {
+// allowsOnDemand says whether the configuration allows layers to be loaded on demand. The kernel is not asked if it says no, because from Linux 7.2
+// on that sets a taint flag.
+func allowsOnDemand(cfg config.Config) error {
+	var off string
 	switch {
 	case !cfg.Lazy.Enabled:
-		return fmt.Errorf("%w: lazy.enabled is false", probe.ErrNotSupported)
+		off = "lazy.enabled is false"
 	case !cfg.Remote.Enabled:
-		return fmt.Errorf("%w: remote.enabled is false", probe.ErrNotSupported)
+		off = "remote.enabled is false"
+	case cfg.Lazy.Mode == modeEager:
+		off = "lazy.mode is eager"
+	default:
+		return nil
 	}
-	if err := probe.HaveFileBacked(dir); err != nil {
-		return err
-	}
-	err := fanotify.Probe(dir)
-	if errors.Is(err, fanotify.ErrNotSupported) {
-		return fmt.Errorf("%w: %w", probe.ErrNotSupported, err)
-	}
-	return err
+	return fmt.Errorf("%w: %s", probe.ErrNotSupported, off)
 }
 
 // checkOnDemand adds to a report whether layers can be loaded on demand, which is no condition of anything.
@@ -61,12 +61,31 @@ func (r *hostReport) checkOnDemand(ctx context.Context, cfg config.Config) error
 	if err != nil {
 		return err
 	}
-	r.Features = append(r.Features, newFeature(featureOnDemand, haveOnDemand(cfg, dir)))
-	if r.has(featureOnDemand) {
+	if err := allowsOnDemand(cfg); err != nil {
+		r.Features = append(r.Features, newFeature(featureOnDemand, err))
+		return nil
+	}
+	transport, err := chooseTransport(cfg.Lazy.Mode, dir, true)
+	r.Features = append(r.Features, newFeature(featureOnDemand, err))
+	if err == nil {
 		r.OnDemand = newOnDemandReport(ctx, cfg)
+		r.OnDemand.explain(cfg.Lazy.Mode, transport, dir)
 		r.Advice = append(r.Advice, r.OnDemand.advise()...)
 	}
 	return nil
+}
+
+// explain says why the kernel asks in this way.
+func (r *onDemandReport) explain(mode, transport, dir string) {
+	r.Transport = transport
+	switch {
+	case mode != modeAuto:
+		r.Why = "lazy.mode says so"
+	case transport == transports[0]:
+		r.Why = "it works here, and is the best there is"
+	default:
+		r.Why = fmt.Sprintf("it works here, and %s does not: %v", transports[0], haveTransport[transports[0]](dir))
+	}
 }
 
 func newOnDemandReport(ctx context.Context, cfg config.Config) *onDemandReport {
@@ -110,6 +129,7 @@ func (r *onDemandReport) advise() (advice []string) {
 }
 
 func (r *onDemandReport) writeText(p *printer) {
+	p.line("missing data would be asked for by %s: %s", r.Transport, r.Why)
 	k := r.Keeper
 	if k.Answers {
 		p.line("keeper at %s: process %d, version %s, holds %d incomplete layers", k.Address, k.PID, k.Version, k.Held)

@@ -20,6 +20,7 @@ func TestCheckOnDemandOff(t *testing.T) {
 	for key, change := range map[string]func(*config.Config){
 		"lazy.enabled":   func(c *config.Config) { c.Lazy.Enabled = false },
 		"remote.enabled": func(c *config.Config) { c.Remote.Enabled = false },
+		"lazy.mode":      func(c *config.Config) { c.Lazy.Mode = modeEager },
 	} {
 		cfg := config.Default()
 		cfg.Root = t.TempDir()

@@ -194,7 +194,7 @@ func withMountRoot(ctx context.Context, c *cli.Command, cfg config.Config, do fu
 		},
 		Log:      log,
 		Lazy:     onDemand.loader,
-		OnDemand: onDemand.watcher,
+		OnDemand: answers{onDemand.watcher},
 		Locked:   onDemand.locked,
 		Closing:  onDemand.closing,
 		Layers: layerstore.Options{

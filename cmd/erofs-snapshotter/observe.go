@@ -194,6 +194,7 @@ func (o observer) metrics() telemetry.Metrics {
 		}
 	}
 	m.Lazy = o.lazyMetrics(layers)
+	m.Fscache = o.fscacheMetrics()
 	for _, p := range o.sn.Remote().Pulls() {
 		if p.Ended.IsZero() {
 			m.ActivePulls++

@@ -38,6 +38,9 @@ type demand struct {
 	watcher *watch.Watcher
 	loader  *lazy.Loader // nil if layers are not pulled from registries
 	enabled bool         // new layers are loaded on demand, too
+	mode    string       // lazy.mode
+	// transport is how the kernel asks for missing data of new mounts, once that was found out.
+	transport string
 	// impossible is why nothing can be loaded on demand here, nil if it can.
 	impossible error
 	// late has begin wait until a layer is to be loaded on demand, if there is none so far.
@@ -96,8 +99,8 @@ const leastQuiet = 10 * time.Millisecond
 // newDemand makes it of the configuration. It connects to nothing.
 func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	d := &demand{
-		enabled: cfg.Lazy.Enabled && from.client != nil,
-		root:    cfg.Root, limits: limits(cfg.Limits), from: from, client: from.client, log: log, ready: make(chan struct{}), stop: func() {},
+		enabled: cfg.Lazy.Enabled && cfg.Lazy.Mode != modeEager && from.client != nil, mode: cfg.Lazy.Mode,
+		root: cfg.Root, limits: limits(cfg.Limits), from: from, client: from.client, log: log, ready: make(chan struct{}), stop: func() {},
 		check: cfg.Lazy.Background, keeperAddress: cfg.KeeperAddress(),
 	}
 	d.syncer = blob.NewSyncer(func(_ *blob.Blob, err error) {
@@ -124,6 +127,7 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 			}
 			return d.describe(inst, dir)
 		},
+		Cache:  cacheOptions(cfg),
 		Secret: d.importSecret, Connected: from.noteLearned, Settled: d.settled,
 		Gone: func(dir string) {
 			if all, err := d.whenReady(); err == nil { // otherwise the next process finds it
@@ -133,7 +137,7 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 	})
 	if from.client != nil {
 		d.loader = lazy.New(lazy.Options{
-			Registry: paced{from.client}, Off: !cfg.Lazy.Enabled, MinLayerBytes: cfg.Lazy.MinLayerSize.Bytes, Trust: cfg.Lazy.Trust, Ready: d.canWatch, Log: log,
+			Registry: paced{from.client}, Off: !d.enabled, MinLayerBytes: cfg.Lazy.MinLayerSize.Bytes, Trust: cfg.Lazy.Trust, Ready: d.canWatch, Log: log,
 			Made: d.made,
 		})
 	}
@@ -250,7 +254,8 @@ func (d *demand) describe(inst layerstore.Instance, dir string) (watch.Layer, er
 	}
 	layer := watch.Layer{
 		Name: string(inst.ID), ID: inst.ID.Bytes(), Dir: dir, Digest: inst.Layer.String(), Origin: originOf(inst.Lazy.Images), PrefetchUntil: inst.Lazy.Prefetch,
-		Source: layerSource{demand: d, inst: inst},
+		Partial: inst.Lazy.Partial,
+		Source:  layerSource{demand: d, inst: inst},
 		Complete: func() error {
 			all, err := d.whenReady()
 			if err != nil {

@@ -28,6 +28,7 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/config"
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/file"
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/fscache"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/content"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/differ"
@@ -141,11 +142,12 @@ func snapshotterOptions(cfg config.Config, store *content.Store, from sources, o
 	}
 	opts := snapshotter.Options{
 		Root:     cfg.Root,
-		Backend:  file.New(file.Options{Mode: mountModes[cfg.Mount.Mode], Direct: directIO[cfg.Mount.DirectIO]}),
+		Backend:  fscache.New(file.New(file.Options{Mode: mountModes[cfg.Mount.Mode], Direct: directIO[cfg.Mount.DirectIO]})),
 		Content:  store,
 		Registry: from.registry(),
 		Lazy:     onDemand.loader,
-		OnDemand: onDemand.watcher,
+		OnDemand: answers{onDemand.watcher},
+		Stale:    answers{onDemand.watcher}.stale,
 		Log:      log,
 		Grace:    grace,
 		Keep:     cfg.Collection.Keep.Bytes,

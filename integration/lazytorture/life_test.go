@@ -166,12 +166,13 @@ func (l *life) mount(ctx context.Context, dir, target string) error {
 	if err := l.watcher.Open(layer); err != nil {
 		return err
 	}
-	check, err := l.watcher.Mount(ctx, layer.Name)
+	image := fsbackend.Image{Meta: filepath.Join(dir, "meta.erofs"), Data: filepath.Join(dir, blob.DataName), OnDemand: true}
+	how, err := l.watcher.Mount(ctx, layer.Name)
 	if err != nil {
 		return err
 	}
-	image := fsbackend.Image{
-		Meta: filepath.Join(dir, "meta.erofs"), Data: filepath.Join(dir, blob.DataName), OnDemand: true, Check: check,
+	if how != nil {
+		image.Check = how.Check
 	}
 	return l.backend.Mount(ctx, image, target)
 }

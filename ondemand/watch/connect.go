@@ -45,6 +45,7 @@ func (w *Watcher) Connect(ctx context.Context) error {
 			w.refuse(h, g)
 		}
 	}
+	w.provideCache(ctx, client)
 	w.setKeeper(client)
 	return nil
 }
@@ -234,6 +235,11 @@ func (w *Watcher) reconnect(ctx context.Context) error {
 			return errors.Join(err, client.Close())
 		}
 	}
+	if c := w.theCache(); c != nil {
+		if err := c.hold(ctx, client); err != nil {
+			return errors.Join(err, client.Close())
+		}
+	}
 	w.setKeeper(client)
 	w.dropLeft() // what became complete meanwhile
 	if w.o.Connected != nil {
@@ -261,7 +267,7 @@ func (w *Watcher) Ready() error {
 	if w.keeper == nil {
 		return w.noKeeper()
 	}
-	return nil
+	return w.cacheReady()
 }
 
 // noKeeper is what is said while none is connected. It is called with mu held.

@@ -271,7 +271,7 @@ func (in *instance) completed() int {
 
 // in describes the instance in a directory.
 func (in *instance) in(dir string) Layer {
-	return Layer{Name: in.name, ID: in.id, Dir: dir, Digest: "layer " + in.name[:2], Source: in, Check: in.check, Complete: func() error {
+	return Layer{Name: in.name, ID: in.id, Dir: dir, Digest: "layer " + in.name[:2], Source: in, Partial: in.completed() == 0, Check: in.check, Complete: func() error {
 		in.mu.Lock()
 		defer in.mu.Unlock()
 		in.complete++
@@ -318,6 +318,10 @@ func (w *world) prepare() *daemon {
 	d := &daemon{w: w, Watcher: New(Options{
 		Engine: engine, Syncer: syncer, Keeper: w.address, Log: log,
 		Describe: w.describe,
+		Cache: CacheOptions{
+			Dir: filepath.Join(w.root, "fscache"), Find: func(instance string) string { return filepath.Join(w.root, "layers", instance) },
+			TrialMeta: []byte("meta of the trial"), TrialData: []byte("data"),
+		},
 		Gone: func(dir string) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -405,12 +409,12 @@ func (w *world) unmount(root string) {
 // mount mounts an instance as a snapshotter does.
 func (d *daemon) mount(in *instance) (root string) {
 	d.w.t.Helper()
-	check, err := d.Mount(d.w.t.Context(), in.name)
+	how, err := d.Mount(d.w.t.Context(), in.name)
 	must(d.w.t, err)
 	root, err = d.w.mountFiles(filepath.Join(in.dir, metaName), filepath.Join(in.dir, blob.DataName))
 	must(d.w.t, err)
-	if check != nil {
-		must(d.w.t, check(root))
+	if how != nil && how.Check != nil {
+		must(d.w.t, how.Check(root))
 	}
 	return root
 }

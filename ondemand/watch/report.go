@@ -16,7 +16,7 @@ type Report struct {
 	Orphan   string
 	Progress blob.Progress
 	Fill     ondemand.LayerStats
-	// Requests is what the kernel asked for; zero if the instance was never mounted.
+	// Requests is what the kernel asked for, by events or over its cache; zero if the instance was never mounted.
 	Requests fanotify.Stats
 }
 
@@ -80,6 +80,7 @@ func (e *watched) report() Report {
 	if asked != nil {
 		r.Requests = asked.Stats()
 	}
+	e.asks.addTo(&r.Requests)
 	return r
 }
 

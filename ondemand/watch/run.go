@@ -64,6 +64,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 			}
 		case <-ticker.C:
 			w.Sweep()
+			if c := w.theCache(); c != nil {
+				c.look()
+			}
 			w.dropLeft()
 		}
 	}

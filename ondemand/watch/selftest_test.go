@@ -22,11 +22,11 @@ func TestSelfTest(t *testing.T) {
 	unwatched := filepath.Join(w.root, "copy")
 	must(t, os.WriteFile(unwatched, b, 0o600))
 	for range 2 {
-		check, err := d.Mount(t.Context(), in.name)
+		how, err := d.Mount(t.Context(), in.name)
 		must(t, err)
 		root, err := w.mountFiles(filepath.Join(in.dir, metaName), unwatched)
 		must(t, err)
-		if err := check(root); err == nil || !strings.Contains(err.Error(), "zeros") {
+		if err := how.Check(root); err == nil || !strings.Contains(err.Error(), "zeros") {
 			t.Errorf("got %v", err)
 		}
 	}

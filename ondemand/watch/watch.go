@@ -31,6 +31,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
@@ -55,6 +56,8 @@ type Layer struct {
 	// Source is where its bytes come from, PrefetchUntil how many from the beginning are wanted first.
 	Source        ondemand.Source
 	PrefetchUntil int64
+	// Partial says that, as far as is recorded, data are missing.
+	Partial bool
 	// Check reads the whole layer, gives the bytes of extents to put, and keeps the result. After nil it is not called again. Nil: there
 	// is nothing to check.
 	Check func(ctx context.Context, pace ondemand.Pace, put func(int, []byte) error) error
@@ -70,6 +73,8 @@ type Options struct {
 	// Keeper is the address of the keeper's socket; Start starts one if nobody listens there.
 	Keeper string
 	Start  func(context.Context) error
+	// Cache is about instances that are served over the kernel's cache of files, instead of by fanotify.
+	Cache CacheOptions
 	// Syncer makes data durable some time after they were written.
 	Syncer *blob.Syncer
 	// Connected is called when another keeper has come, which does not have the secret.
@@ -90,6 +95,8 @@ type Watcher struct {
 	ctx  context.Context // of all that serves
 	stop context.CancelFunc
 	work sync.WaitGroup
+	// overCache says that instances are mounted over the kernel's cache.
+	overCache atomic.Bool
 
 	mu     sync.Mutex
 	closed bool
@@ -99,6 +106,8 @@ type Watcher struct {
 	// connected says that what an earlier process had left with a keeper was taken over.
 	connected bool
 	unsure    error   // why it is not known what a keeper holds, nil if it is
+	cache     *cache  // nil: there is none
+	uncached  error   // why, if there should be one
 	stuck     []stuck // what the keeper holds and cannot be served
 	current   map[string]*watched
 	orphans   map[*watched]struct{}
@@ -125,6 +134,11 @@ func (w *Watcher) Open(layer Layer) error {
 	if w.unsure != nil {
 		return w.unsure
 	}
+	return w.openLocked(layer)
+}
+
+// openLocked is called with mu held.
+func (w *Watcher) openLocked(layer Layer) error {
 	if cause := w.stuckIn(layer.Dir); cause != nil {
 		return fmt.Errorf("layer instance %s cannot be served: %w", layer.Name, cause)
 	}
@@ -142,9 +156,17 @@ func (w *Watcher) Open(layer Layer) error {
 	return nil
 }
 
-// Mount makes ready for a mount of an instance that is open: when it returns, reads of its data are answered. check finds out whether that is so
-// with a mount that nobody else has yet; it is nil if no data are missing any more.
-func (w *Watcher) Mount(ctx context.Context, name string) (check func(root string) error, err error) {
+// Mounting is how an instance has to be mounted.
+type Mounting struct {
+	// Check finds out whether reads are answered with a mount that nobody else has yet. It may be nil.
+	Check func(root string) error
+	// Cookies, if set, say that it has to be mounted over the kernel's cache of files.
+	Cookies *Cookies
+}
+
+// Mount makes ready for a mount of an instance that is open: when it returns, reads of its data are answered. It returns nil if no data are missing
+// any more.
+func (w *Watcher) Mount(ctx context.Context, name string) (*Mounting, error) {
 	client, err := w.waitKeeper(ctx)
 	if err != nil {
 		return nil, err
@@ -180,7 +202,11 @@ func (w *Watcher) Watches(name string) bool {
 	e := w.current[name]
 	held := slices.ContainsFunc(w.stuck, func(s stuck) bool { return filepath.Base(s.dir) == name })
 	w.mu.Unlock()
-	return held || e != nil && e.isWatched()
+	if held || e != nil && e.isWatched() {
+		return true
+	}
+	live, _, err := w.OverCache(name)
+	return live && err == nil
 }
 
 // Secret gives the keeper something to keep for the next process; see keeper.Client.Secret. Without a keeper it is given to the next one.
@@ -239,6 +265,9 @@ func (w *Watcher) Close() error {
 	w.mu.Unlock()
 	w.stop()
 	var errs []error
+	if c := w.theCache(); c != nil { // before what it needs: what is not answered is the next process's
+		errs = append(errs, c.device.Close())
+	}
 	for _, e := range w.all() {
 		errs = append(errs, e.close())
 	}

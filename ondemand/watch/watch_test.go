@@ -100,8 +100,8 @@ func TestCompleteBeforeItIsChecked(t *testing.T) {
 	if d.report(in) == nil {
 		t.Fatal("it is closed")
 	}
-	if check, err := d.Mount(t.Context(), in.name); check != nil || err != nil || d.Watches(in.name) {
-		t.Errorf("a mount needs a check: %v, %v; watched %v", check != nil, err, d.Watches(in.name))
+	if how, err := d.Mount(t.Context(), in.name); how != nil || err != nil || d.Watches(in.name) {
+		t.Errorf("a mount needs somebody: %v, %v; watched %v", how, err, d.Watches(in.name))
 	}
 	checked <- nil
 	eventually(t, "it is closed", func() bool { return d.Idle() })

@@ -30,6 +30,7 @@ type watched struct {
 	testing  atomic.Bool                        // missing data are refused, see selfTest
 	checking atomic.Pointer[context.CancelFunc] // ends a check that runs
 	orphan   atomic.Pointer[string]             // its directory, once it has left the store
+	asks     asks                               // over the cache
 
 	mu       sync.Mutex
 	group    *fanotify.Group // nil: not watched
@@ -109,8 +110,8 @@ func (e *watched) adopt(held string, g *fanotify.Group) {
 	e.serve(g)
 }
 
-// watch marks the data blob and serves it, unless that is done.
-func (e *watched) watch(ctx context.Context, client *keeper.Client) (check func(string) error, err error) {
+// watch has reads of missing data answered, unless that is done: by the cache, or by a group that watches the data blob.
+func (e *watched) watch(ctx context.Context, client *keeper.Client) (*Mounting, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
@@ -119,8 +120,11 @@ func (e *watched) watch(ctx context.Context, client *keeper.Client) (check func(
 	if e.complete {
 		return nil, nil
 	}
+	if e.group == nil && e.w.overCache.Load() {
+		return e.overCache(ctx, client)
+	}
 	if e.tested { // what is true of one mount is true of all
-		return func(string) error { return nil }, nil
+		return &Mounting{}, nil
 	}
 	if e.group == nil {
 		g, err := fanotify.New(e.data)
@@ -132,7 +136,26 @@ func (e *watched) watch(ctx context.Context, client *keeper.Client) (check func(
 		}
 		e.serve(g)
 	}
-	return e.test(e.group), nil
+	return &Mounting{Check: e.test(e.group)}, nil
+}
+
+// overCache is watch over the kernel's cache of files. It is called with mu held.
+func (e *watched) overCache(ctx context.Context, client *keeper.Client) (*Mounting, error) {
+	e.w.mu.Lock()
+	c, err := e.w.cache, e.w.cacheReady()
+	e.w.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	meta, err := e.meta.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.prepare(ctx, client); err != nil {
+		return nil, err
+	}
+	cookies := c.cookies(e.layer.Name, meta.Size(), e.file.Size())
+	return &Mounting{Cookies: &cookies}, nil
 }
 
 // test is the check of a mount as long as none has passed.

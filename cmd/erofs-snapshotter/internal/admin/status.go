@@ -36,7 +36,9 @@ type Status struct {
 	LazyFallbacks map[string]Fallback `json:"lazyFallbacks,omitempty"`
 	// Keeper is missing when no layer may be lazy.
 	Keeper *Keeper `json:"keeper,omitempty"`
-	Cache  Cache   `json:"cache"`
+	// Fscache is missing when no layer is mounted over fscache, or may be.
+	Fscache *Fscache `json:"fscache,omitempty"`
+	Cache   Cache    `json:"cache"`
 	// Registry says what was asked of each host.
 	Registry map[string]Host `json:"registry"`
 }

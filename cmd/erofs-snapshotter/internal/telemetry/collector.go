@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -55,7 +56,7 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 		buildInfo, layers, layerBytes, references, mounted, keptBytes, keepLimitBytes, evictions,
 		activePulls, pulls, remoteLayers, fallbacks, hostRequests, hostRetries, hostFailures, hostBytes, breakerOpen,
 		conversions, conversionBlob, conversionTar, conversionImage, conversionSeconds,
-	}, lazyDescriptions...) {
+	}, slices.Concat(lazyDescriptions, fscacheDescriptions)...) {
 		ch <- d
 	}
 }
@@ -96,6 +97,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	r.counter(conversionImage, m.Conversions.ImageBytes)
 	r.metric(conversionSeconds, prometheus.CounterValue, m.Conversions.Took.Seconds())
 	r.lazy(m.Lazy)
+	r.fscache(m.Fscache)
 }
 
 // report sends the metrics of one scrape.

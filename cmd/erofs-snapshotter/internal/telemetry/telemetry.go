@@ -43,6 +43,8 @@ type Metrics struct {
 	Conversions Conversions
 	// Lazy is nil when no layer may be lazy.
 	Lazy *Lazy
+	// Fscache is nil when no layer is mounted over fscache, or may be.
+	Fscache *Fscache
 }
 
 // LayerClass is the kind ("erofs", "directory") and state ("building", "partial", "complete", "unsynced") of layers.

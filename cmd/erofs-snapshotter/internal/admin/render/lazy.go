@@ -175,6 +175,23 @@ func (p *page) keeper(s admin.Status) {
 	p.line("%s", text)
 }
 
+// fscache is one line about the kernel's cache of files.
+func (p *page) fscache(s admin.Status) {
+	f := s.Fscache
+	if f == nil {
+		return
+	}
+	text := fmt.Sprintf("fscache: %s mounted, %s copied into %s", count(f.Layers, "layer", "layers"), size(f.CopiedBytes), orNone(f.Dir))
+	if f.CulledBytes > 0 {
+		text += fmt.Sprintf(", %s freed again", size(f.CulledBytes))
+	}
+	if f.NoRoom > 0 {
+		text += fmt.Sprintf("; %s failed because the disk is full, or has less free than fscache.bstop", count(int(f.NoRoom), "read", "reads"))
+	}
+	p.line("")
+	p.line("%s", text)
+}
+
 // wrap cuts words into rows of at most so many characters, as far as no single word is longer.
 func wrap(words []string, columns int) []string {
 	var rows []string

@@ -23,6 +23,7 @@ func Table(w io.Writer, s admin.Status) error {
 	p.layers(s)
 	p.lazies(s)
 	p.keeper(s)
+	p.fscache(s)
 	p.work(s, r)
 	p.pulls(s, r)
 	p.fallbacks("LEFT TO CONTAINERD", "PULLS", s.Fallbacks, s.Time)
