@@ -3,7 +3,6 @@ package integration
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -14,11 +13,7 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/treediff"
-	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 )
-
-// preContent says that layers can be loaded on demand here.
-var preContent = testenv.Feature{Name: "pre-content", Missing: func() error { return fanotify.Probe(os.TempDir()) }}
 
 // Variants of the cached images that have an index.
 const (
@@ -33,7 +28,7 @@ const quietConfig = "[lazy]\nbackground = false\nstartup = false\n"
 // newLazyStory is a story whose daemon loads layers on demand.
 func newLazyStory(t *testing.T, limit time.Duration, o lab.Options) *story {
 	t.Helper()
-	testenv.Need(t, testenv.Root, testenv.EROFS, preContent)
+	testenv.Need(t, testenv.Root, testenv.EROFS, lab.OnDemand())
 	if !strings.Contains(o.DaemonConfig, "[lazy]") {
 		o.DaemonConfig = quietConfig + o.DaemonConfig
 	}

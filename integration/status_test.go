@@ -3,6 +3,8 @@ package integration
 import (
 	"context"
 	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
 
 // daemonStatus is what tests read of the daemon's answer; docs/monitoring.md describes all of it.
@@ -30,7 +32,7 @@ type daemonStatus struct {
 
 // status asks the daemon over its admin socket.
 func (s *story) status() (status daemonStatus, err error) {
-	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second*testenv.Slow)
 	defer cancel()
 	err = s.Status(ctx, &status)
 	return status, err

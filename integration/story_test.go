@@ -50,7 +50,7 @@ func newStory(t *testing.T, limit time.Duration, opts lab.Options) *story {
 		opts.DaemonConfig += fmt.Sprintf("\n[collection]\ngrace = %q\n", grace)
 	}
 	l := lab.New(t, opts)
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), limit*testenv.Slow)
 	t.Cleanup(cancel)
 	return &story{Lab: l, t: t, ctx: l.Context(ctx), superblocks: map[string]bool{}}
 }
@@ -192,6 +192,7 @@ func (s *story) leased() (ctx context.Context, release func()) {
 // within waits until f returns nil. When limit is over the test ends with its last error.
 func (s *story) within(limit time.Duration, what string, f func() error) {
 	s.t.Helper()
+	limit *= testenv.Slow
 	start := time.Now()
 	for {
 		err := f()

@@ -160,7 +160,7 @@ func New(t testing.TB, opts Options) *Lab {
 	if opts.Stargz {
 		testenv.Need(t, ToolProgram(stargzProgram))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute*testenv.Slow)
 	defer cancel()
 	l, err := Start(ctx, opts)
 	if err != nil {

@@ -10,15 +10,18 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
 
 // Times that a healthy machine never needs; they turn a hang into an error.
-const (
-	startTimeout = 30 * time.Second
-	stopTimeout  = 20 * time.Second
-	killTimeout  = 10 * time.Second
-	pollInterval = 20 * time.Millisecond
+var (
+	startTimeout = 30 * time.Second * testenv.Slow
+	stopTimeout  = 20 * time.Second * testenv.Slow
+	killTimeout  = 10 * time.Second * testenv.Slow
 )
+
+const pollInterval = 20 * time.Millisecond
 
 // process is a daemon that the lab started.
 type process struct {

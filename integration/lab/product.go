@@ -20,7 +20,7 @@ func (l *Lab) daemon() (string, error) {
 	if l.opts.Daemon != "" {
 		return filepath.Abs(l.opts.Daemon)
 	}
-	dir, err := buildProduct()
+	dir, err := product()
 	return filepath.Join(dir, daemonName), err
 }
 
@@ -28,6 +28,14 @@ func (l *Lab) daemon() (string, error) {
 func (l *Lab) keeperProgram() (string, error) {
 	daemon, err := l.daemon()
 	return filepath.Join(filepath.Dir(daemon), keeperName), err
+}
+
+// product is the directory of the programs: EROFS_TEST_PRODUCT, where they cannot be built.
+func product() (string, error) {
+	if dir := os.Getenv("EROFS_TEST_PRODUCT"); dir != "" {
+		return dir, nil
+	}
+	return buildProduct()
 }
 
 // buildProduct builds the programs once per process, so that tests never run one that is older than the sources, and returns their

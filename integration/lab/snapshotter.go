@@ -27,7 +27,7 @@ func (l *Lab) StartSnapshotter(ctx context.Context) error {
 		return fmt.Errorf("Options.DaemonConfig: %w", err)
 	}
 	text := fmt.Sprintf("root = %q\naddress = %q\n%s\n[containerd]\naddress = %q\n",
-		l.SnapshotterRoot(), l.SnapshotterAddress(), own, l.ContainerdAddress())
+		l.SnapshotterRoot(), l.SnapshotterAddress(), inLazyMode(own, LazyMode()), l.ContainerdAddress())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
 
 // What follows is about processes that are not children of the lab's process: shims, keepers, and everything of an abandoned lab.
@@ -31,7 +33,7 @@ func endProcesses(dir string, programs ...string) {
 }
 
 // goneTimeout is longer than killTimeout: a keeper of 1,000 layers takes 10 s to end, for the kernel takes as many ms to close a group.
-const goneTimeout = time.Minute
+var goneTimeout = time.Minute * testenv.Slow
 
 // killAll sends SIGKILL to all of the processes before it waits for the first to end.
 func killAll(pids []int) error {
