@@ -13,6 +13,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/vm/guest"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/vm/machine"
 )
 
 //go:embed init.sh
@@ -44,15 +45,14 @@ var always = []string{"erofs", "loop", "overlay", "overlay-index", "overlay-redi
 
 func (k kernel) image() string { return filepath.Join(lab.Cache(), "vm", "linux-"+k.series, "bzImage") }
 
-// commandLine is that of the kernel. What it does not know is the environment of the first process. Without no_timer_check the
-// kernel panics at times when it is emulated. Its warnings are shown.
-func (k kernel) commandLine() string {
-	return strings.Join([]string{
-		"root=/dev/vda", "rw", "init=/init", "console=ttyS0", "panic=-1", "loglevel=5", "no_timer_check", "tsc=unstable",
+// commandLine is that of the kernel for the static tests. What it does not know is the environment of the first process.
+func (k kernel) commandLine() []string {
+	return []string{
+		"root=/dev/vda", "rw", "init=/init",
 		guest.DirVariable + "=/vm",
 		guest.AnswersVariable + "=" + strings.Join(append(always, k.answers...), ","),
 		"EROFS_TEST_REQUIRE=" + strings.Join(append([]string{"root", "erofs", "loop"}, k.answers...), ","),
-	}, " ")
+	}
 }
 
 // makeDisk makes the root disk: busybox, the script that runs first, the tests, and the directory with the plan.
@@ -84,31 +84,22 @@ func makeDisk(ctx context.Context, dir, disk string) error {
 	return nil
 }
 
-// boot runs the tests on the disk under k, with the least priority the host has. What is written to the disk is thrown away. It
-// returns what the tests printed; the kernel's messages are in the file console.
+// boot runs the tests on the disk under k. It returns what the tests printed; the kernel's messages are in the file console.
 func boot(ctx context.Context, k kernel, disk, console string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
-	defer cancel()
-	dir, err := os.MkdirTemp(filepath.Dir(disk), "boot-*")
+	printed := filepath.Join(filepath.Dir(disk), "printed")
+	err := machine.Machine{
+		Kernel: k.image(), CommandLine: k.commandLine(), Disks: []machine.Disk{{File: disk}},
+		Console: console, Printed: printed, Limit: bootTimeout,
+	}.Run(ctx)
 	if err != nil {
-		return "", err
+		err = fmt.Errorf("linux %s: %w", k.series, err)
 	}
-	defer os.RemoveAll(dir)
-	printed := filepath.Join(dir, "printed")
-	cmd := exec.CommandContext(ctx, "nice", "-n", "19", "qemu-system-x86_64",
-		// KVM is not asked for: where it is there but does not work, stock kernels end with an emulation failure.
-		"-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m", "1536",
-		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "file:"+console, "-serial", "file:"+printed,
-		"-kernel", k.image(), "-append", k.commandLine(),
-		"-drive", "file="+disk+",format=raw,if=virtio,snapshot=on")
-	cmd.Env = append(os.Environ(), "TMPDIR="+dir) // for what is written to the disk
-	out, err := cmd.CombinedOutput()
-	if ctx.Err() != nil {
-		err = fmt.Errorf("not finished after %v: %w", bootTimeout, context.Cause(ctx))
-	}
-	if err != nil {
-		err = fmt.Errorf("qemu with linux %s: %w\n%s", k.series, err, out)
-	}
-	tests, rerr := os.ReadFile(printed)
-	return strings.ReplaceAll(string(tests), "\r\n", "\n"), errors.Join(err, rerr)
+	text, rerr := readPrinted(printed)
+	return text, errors.Join(err, rerr)
+}
+
+// readPrinted reads what came over a serial line.
+func readPrinted(name string) (string, error) {
+	b, err := os.ReadFile(name)
+	return strings.ReplaceAll(string(b), "\r\n", "\n"), err
 }

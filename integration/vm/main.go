@@ -36,21 +36,31 @@ import (
 
 func main() {
 	series := flag.String("kernels", "", "comma separated series of kernels, such as 6.1,7.2; all that kernel.sh has built when empty")
-	record := flag.String("record", "", "add rows to the table at the end of this file")
+	pattern := flag.String("stories", "", "run the stories whose names match this pattern (. for all), or \"short\", one for each mode, instead of the static tests")
+	modeNames := flag.String("modes", "", "comma separated modes of stories: eager, fanotify, fscache; all that a kernel has when empty")
+	record := flag.String("record", "", "add results to the tables in this file")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *series, *record); err != nil {
+	if err := do(ctx, *series, *pattern, *modeNames, *record); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, series, record string) error {
+func do(ctx context.Context, series, pattern, modeNames, record string) error {
 	chosen, err := choose(series)
 	if err != nil {
 		return err
 	}
+	if pattern != "" {
+		return tellAll(ctx, chosen, modeNames, pattern, record)
+	}
+	return testAll(ctx, chosen, record)
+}
+
+// testAll runs the static tests on each of the kernels.
+func testAll(ctx context.Context, chosen []kernel, record string) error {
 	work, err := os.MkdirTemp(filepath.Join(lab.Cache(), "vm"), "run-*")
 	if err != nil {
 		return err

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // outcome is what the virtual machine printed, understood.
@@ -13,20 +15,24 @@ type outcome struct {
 	release string
 	// ended has the exit status of each program, and passed and skipped its tests by full name.
 	ended           map[string]string
+	took            map[string]time.Duration // where that was said
 	passed, skipped map[string][]string
+	printed         map[string]string // between the marks of a program
 	failed          []string
 }
 
 var (
-	endMark     = regexp.MustCompile(`^=== vm: end (\S+) (\d+)$`)
+	endMark     = regexp.MustCompile(`^=== vm: end (\S+) (\d+)(?: after (\d+) s)?$`)
 	releaseMark = regexp.MustCompile(`^=== vm: release (\S+)$`)
 	verdict     = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+)`)
 )
 
 // understand reads the output of the tests. A test is counted for the program whose end comes next.
 func understand(printed string) outcome {
-	o := outcome{ended: map[string]string{}, passed: map[string][]string{}, skipped: map[string][]string{}}
+	o := outcome{ended: map[string]string{}, took: map[string]time.Duration{}, printed: map[string]string{},
+		passed: map[string][]string{}, skipped: map[string][]string{}}
 	var passed, skipped []string
+	var said strings.Builder
 	for line := range strings.Lines(printed) {
 		line = strings.TrimRight(line, "\n")
 		if m := verdict.FindStringSubmatch(line); m != nil {
@@ -40,8 +46,15 @@ func understand(printed string) outcome {
 			}
 		}
 		if m := endMark.FindStringSubmatch(line); m != nil {
+			if seconds, err := strconv.Atoi(m[3]); err == nil {
+				o.took[m[1]] = time.Duration(seconds) * time.Second
+			}
 			o.ended[m[1]], o.passed[m[1]], o.skipped[m[1]] = m[2], passed, skipped
+			o.printed[m[1]] = said.String()
 			passed, skipped = nil, nil
+			said.Reset()
+		} else if !strings.HasPrefix(line, "=== vm: ") {
+			fmt.Fprintln(&said, line)
 		}
 		if m := releaseMark.FindStringSubmatch(line); m != nil {
 			o.release = m[1]

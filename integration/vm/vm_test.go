@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/vm/guest"
@@ -88,11 +89,16 @@ PASS
 === vm: end a.test 0
 === vm: begin b.test
 --- FAIL: TestThree (0.00s)
-=== vm: end b.test 1
+=== vm: end b.test 1 after 61 s
 === vm: release 6.1.2
 `
 	o := understand(printed)
-	want := outcome{release: "6.1.2", ended: map[string]string{"a.test": "0", "b.test": "1"}, failed: []string{"TestThree"},
+	if got := o.printed["b.test"]; got != "--- FAIL: TestThree (0.00s)\n" {
+		t.Errorf("b.test printed %q", got)
+	}
+	o.printed = nil
+	want := outcome{release: "6.1.2", ended: map[string]string{"a.test": "0", "b.test": "1"}, took: map[string]time.Duration{"b.test": 61 * time.Second},
+		failed: []string{"TestThree"},
 		passed: map[string][]string{"a.test": {"TestOne", "TestOne/sub"}, "b.test": nil}, skipped: map[string][]string{"a.test": {"TestTwo"}, "b.test": nil}}
 	if !reflect.DeepEqual(o, want) {
 		t.Errorf("got %+v, want %+v", o, want)
