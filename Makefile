@@ -77,11 +77,15 @@ torture: export EROFS_TEST_LONG = 1
 torture: lab ## the long forms of the integration tests (about an hour)
 	go test -count=1 -v -timeout 3h ./integration/... ./ondemand/blob
 
-.PHONY: kernels vm
-kernels: packages ## kernels for make vm, from Debian's source packages (about 6 minutes each on idle cores)
+.PHONY: kernels vm test-vm test-vm-short
+kernels: packages ## kernels for make vm and test-vm, from Debian's source packages (about 6 minutes each on idle cores)
 	@integration/vm/kernel.sh
 vm: kernels images ## the converter's images and the backends on other kernels, in emulated machines (VMFLAGS="-kernels 6.1 -record docs/kernels.md")
 	go run ./integration/vm $(VMFLAGS)
+test-vm: kernels lab ## stories with containerd on all kernels, in all modes; results in docs/kernels.md (hours; VMFLAGS="-kernels 6.12 -modes fscache")
+	go run ./integration/vm -stories . -record docs/kernels.md $(VMFLAGS)
+test-vm-short: kernels lab ## one story with containerd for each mode (about 15 minutes)
+	go run ./integration/vm -stories short $(VMFLAGS)
 
 .PHONY: demo
 demo: build packages ## from nothing to a container that runs from EROFS: shows mounts and sizes, cleans up (root)
