@@ -42,6 +42,9 @@ type Options struct {
 	// Dir is where the private directory is made. Default: the directory for temporary files. Socket paths must fit: at most 22
 	// characters.
 	Dir string
+	// Resume is the directory of a lab whose machine has lost its power. What is on the disk is used again, also the images in the registry, which
+	// must have had a Registry.Address. Default: a new directory.
+	Resume string
 	// Daemon is the program to run as our daemon; the keeper is beside it. Default: both are built from the checkout.
 	Daemon string
 	// DaemonConfig is TOML that is appended to the configuration of our daemon; it begins with top-level keys, if any. The lab
@@ -107,8 +110,7 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 	if opts.Dir == "" {
 		opts.Dir = os.TempDir()
 	}
-	clearAbandoned(opts.Dir)
-	dir, lock, err := makeDir(opts.Dir)
+	dir, lock, err := opts.directory()
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +121,7 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 		}
 	}()
 	for _, d := range []string{"log", "tmp", "etc", "registry", "containerd"} {
-		if err := os.Mkdir(l.path(d), 0o700); err != nil {
+		if err := os.MkdirAll(l.path(d), 0o700); err != nil {
 			return nil, err
 		}
 	}
@@ -127,6 +129,9 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 		return nil, err
 	}
 	for _, image := range opts.Images {
+		if opts.Resume != "" {
+			break
+		}
 		if err := l.Push(ctx, Layout(image), l.Ref(image)); err != nil {
 			return nil, err
 		}
@@ -147,6 +152,16 @@ func Start(ctx context.Context, opts Options) (_ *Lab, err error) {
 		}
 	}
 	return l, l.StartContainerd(ctx)
+}
+
+// directory makes or takes over the lab's directory, and clears those that were abandoned.
+func (o Options) directory() (dir string, lock *os.File, err error) {
+	if o.Resume != "" {
+		lock, err := lockOwner(o.Resume)
+		return o.Resume, lock, err
+	}
+	clearAbandoned(o.Dir)
+	return makeDir(o.Dir)
 }
 
 // New is Start for a test: it skips the test when the machine lacks something, fails it when the start fails, closes the lab when

@@ -33,6 +33,8 @@ const (
 
 // Registry is how the lab's registry, distribution, is reached.
 type Registry struct {
+	// Address is where it listens. Default: a free port on loopback.
+	Address string
 	// TLS turns on HTTPS, with a certificate of Lab.CA. HostsDir has an entry for it.
 	TLS bool
 	// Auth is required for everything. Lab.DockerConfig has the credentials.
@@ -48,6 +50,9 @@ type Registry struct {
 func (r *Registry) setDefaults() {
 	if r.User == "" {
 		r.User, r.Password = "puller", "secret"
+	}
+	if r.Address == "" {
+		r.Address = "127.0.0.1:0"
 	}
 	if r.TokenLifetime == 0 {
 		r.TokenLifetime = time.Minute
@@ -103,7 +108,7 @@ type table = map[string]any
 
 // registryConfig is distribution's configuration. The servers and files that it names are made.
 func (l *Lab) registryConfig() (table, error) {
-	server := table{"addr": "127.0.0.1:0", "relativeurls": true} // a free port; the log says which one it became
+	server := table{"addr": l.opts.Registry.Address, "relativeurls": true} // the log says which port it became
 	config := table{
 		"version": "0.1",
 		"log":     table{"level": "info", "accesslog": table{"disabled": false}},

@@ -1,8 +1,9 @@
-// Vm runs the converter's images and the backends on other kernels than this machine's: `make vm`.
+// Vm runs the product on other kernels than this machine's, in virtual machines. The script kernel.sh beside it builds kernels from Debian's source
+// packages. The machines are emulated by QEMU, so they need no KVM, and say nothing about speed. There are two kinds of runs.
 //
-// The script kernel.sh beside it builds kernels from Debian's source packages. For each of them a virtual machine is booted with a root disk that
-// holds busybox, images, and statically linked tests: those of integration/vm/guest, fsbackend, fsbackend/file, fsbackend/probe and
-// snapshotter.
+// The static tests, `make vm`, need nothing but the kernel. The machine boots with a root disk that holds busybox, images, and statically linked
+// tests: those of integration/vm/guest, fsbackend, fsbackend/file, fsbackend/probe, ondemand/cachefiles and snapshotter. It has no
+// access to the host's files.
 //
 //	layers ─converter─► images ─this kernel─► scans ──► plan ─┐
 //	                      └───────────────────────────────────┴► root disk ─QEMU, other kernel─► guest.test: mount, scan, compare
@@ -11,11 +12,18 @@
 // says what it showed of each image and of each overlay mount, before and after changes. The guest's tests mount the same files, over
 // loop devices and file-backed where the kernel can, and expect the same. What fsbackend/probe must answer is known for each series.
 //
-// The machine is emulated by QEMU, so it needs no KVM, and says nothing about speed. It has no network and no access to the host's
-// files. Tests print on one serial line, the kernel on another; a warning of the kernel fails the run too. Both are kept in the cache's logs
-// directory as vm-SERIES.log and vm-SERIES-console.log.
+// The stories, `make test-vm`, are those of package integration, with containerd, runc, a registry and real images. The machine's root is the
+// host's, with all programs, sources and images, through a read-only 9p share; what is written to it stays in the machine's memory.
+// Labs are on an ext4 disk of their own. There is one boot for each kernel and mode (how layers are loaded on demand), and two for a story
+// about a power cut. stories.go lists them. One of them:
 //
-// With -record FILE a row for each kernel is added to the table that FILE ends with (docs/kernels.md).
+//	go run ./integration/vm -kernels 6.12 -modes fscache -stories 'nginx, estargz'
+//
+// In both, tests print on one serial line, the kernel on another; a warning of the kernel fails the run too. They are kept in the cache's logs
+// directory as vm-SERIES.log and vm-SERIES-console.log, or vm-SERIES-MODE.log and so on.
+//
+// With -record FILE a row for each kernel is added to the table that FILE ends with (docs/kernels.md), or stories are written into its table
+// of stories.
 package main
 
 import (

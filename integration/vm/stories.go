@@ -18,7 +18,13 @@ type story struct {
 	modes []string
 	// env is what it gets besides the environment of all.
 	env []string
+	// cut gives it two machines with one disk, one after another. The first one loses its power after the line cutMark; the test is told by
+	// EROFS_TEST_CUT which one it is in, "before" or "after".
+	cut bool
 }
+
+// cutMark is printed by a story when the power is to be cut.
+const cutMark = "=== vm: cut"
 
 // mode is how layers with an index reach the kernel.
 type mode struct {
@@ -60,6 +66,7 @@ var allStories = []story{
 	{name: "keeper hangs", pkg: stories, test: "^TestLazyKeeperHangs$", modes: lazy},
 	{name: "image removed under a container", pkg: stories, test: "^TestLazyRemoval$", modes: lazy},
 	{name: "walk of a tree", pkg: stories, test: "^TestLazyWalk$", modes: lazy},
+	{name: "power cut under readers", pkg: stories, test: "^TestCut$", modes: lazy, cut: true},
 	{name: "torture by kills, ext4", pkg: "integration/lazytorture", test: "^TestKills$/^ext4$", modes: []string{"fanotify"}},
 }
 
@@ -144,24 +151,32 @@ func seriesOf(kernels []kernel) (series []string) {
 // checkName is the mark of what `erofs-snapshotter check` prints.
 const checkName = "check"
 
-// script is what the first process of the machine runs: see init-host.sh. The programs are in work, the sources in repo.
-func (r run) script(repo, work, home, path, cache string) string {
+// place is where things are, for the host and for the machines, which have its files.
+type place struct {
+	repo, work  string // the sources; the programs
+	home, path  string // as in the environment
+	cache, logs string
+}
+
+// script is what the first process of the machine runs: see init-host.sh. It is check, and the stories with these numbers.
+func (r run) script(p place, numbers []int, env ...string) string {
 	var s strings.Builder
-	env := append([]string{
-		"HOME=" + home, "PATH=" + path, "EROFS_LAB_CACHE=" + cache, "EROFS_TEST_PRODUCT=" + work + "/product",
+	env = slices.Concat([]string{
+		"HOME=" + p.home, "PATH=" + p.path, "EROFS_LAB_CACHE=" + p.cache, "EROFS_TEST_PRODUCT=" + p.work + "/product",
 		fmt.Sprintf("EROFS_TEST_SLOW=%d", slow), "EROFS_TEST_REQUIRE=all",
-	}, r.mode.env...)
+	}, r.mode.env, env)
 	for _, e := range env {
 		fmt.Fprintf(&s, "export %s\n", quote(e))
 	}
 	fmt.Fprintf(&s, "echo 'root = \"/state/check\"' >/run/check.toml\n")
-	fmt.Fprintf(&s, "story %s / %s --config /run/check.toml check\n", checkName, quote(work+"/product/erofs-snapshotter"))
-	for i, st := range r.stories {
-		words := []string{"story", mark(i), quote(repo + "/" + st.pkg), "env"}
+	fmt.Fprintf(&s, "story %s / %s --config /run/check.toml check\n", checkName, quote(p.work+"/product/erofs-snapshotter"))
+	for _, i := range numbers {
+		st := r.stories[i]
+		words := []string{"story", mark(i), quote(p.repo + "/" + st.pkg), "env"}
 		for _, e := range st.env {
 			words = append(words, quote(e))
 		}
-		program := work + "/" + st.pkg[strings.LastIndex(st.pkg, "/")+1:] + ".test"
+		program := p.work + "/" + st.pkg[strings.LastIndex(st.pkg, "/")+1:] + ".test"
 		words = append(words, quote(program), "-test.v", "-test.timeout="+limit.String(), quote("-test.run="+st.test))
 		fmt.Fprintln(&s, strings.Join(words, " "))
 	}

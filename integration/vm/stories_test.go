@@ -58,7 +58,7 @@ func TestScript(t *testing.T) {
 	}
 	r := run{kernels[0], modes[2], []story{{name: "one", pkg: "integration", test: "^TestOne$/^a b$", env: long}}}
 	repo := filepath.Join(dir, "repository's")
-	script := strings.ReplaceAll(r.script(repo, dir, "/root", os.Getenv("PATH"), "/cache"), "/run/check.toml", filepath.Join(dir, "check.toml"))
+	script := strings.ReplaceAll(r.script(place{repo: repo, work: dir, home: "/root", path: os.Getenv("PATH"), cache: "/cache"}, []int{0}), "/run/check.toml", filepath.Join(dir, "check.toml"))
 	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-euc", `story() { name=$1; cd "$2"; shift 2; echo "$name:"; "$@"; }`+"\n"+script)
 	out, err := cmd.CombinedOutput()
 	want := "check:\n--config " + dir + "/check.toml check\nstory-0:\n" +

@@ -32,21 +32,22 @@ func tellAll(ctx context.Context, chosen []kernel, modeNames, pattern, record st
 	if err != nil {
 		return err
 	}
-	work, err := os.MkdirTemp(filepath.Join(lab.Cache(), "vm"), "run-*")
-	if err != nil {
+	p := place{
+		home: os.Getenv("HOME"), path: lab.Program("") + ":" + os.Getenv("PATH"), cache: lab.Cache(), logs: filepath.Join(lab.Cache(), "logs"),
+	}
+	if p.work, err = os.MkdirTemp(filepath.Join(lab.Cache(), "vm"), "run-*"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
-	repo, err := goOutput(ctx, "list", "-m", "-f", "{{.Dir}}")
-	if err != nil {
+	defer os.RemoveAll(p.work)
+	if p.repo, err = goOutput(ctx, "list", "-m", "-f", "{{.Dir}}"); err != nil {
 		return err
 	}
-	if err := buildStories(ctx, work, runs); err != nil {
+	if err := buildStories(ctx, p.work, runs); err != nil {
 		return err
 	}
 	var errs []error
 	for _, r := range runs {
-		o, err := r.tell(ctx, repo, work)
+		o, err := r.tell(ctx, p)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("linux %s: %w", r.name(), err))
 		}
@@ -77,30 +78,65 @@ func buildStories(ctx context.Context, work string, runs []run) error {
 	)
 }
 
-// tell boots a machine for the stories of a run.
-func (r run) tell(ctx context.Context, repo, work string) (outcome, error) {
-	log := filepath.Join(lab.Cache(), "logs", "vm-"+strings.ReplaceAll(r.name(), " ", "-"))
-	script := r.script(repo, work, os.Getenv("HOME"), lab.Program("")+":"+os.Getenv("PATH"), lab.Cache())
-	state := filepath.Join(work, "state")
-	if err := errors.Join(os.WriteFile(filepath.Join(work, "run.sh"), []byte(script), 0o600), makeState(ctx, state)); err != nil {
-		return outcome{}, err
+// tell boots a machine for the stories of a run, and further ones for those with a power cut. The logs are vm-SERIES-MODE.log, and with
+// -cut-N before the dot for the story with that number.
+func (r run) tell(ctx context.Context, p place) (outcome, error) {
+	log := filepath.Join(p.logs, "vm-"+strings.ReplaceAll(r.name(), " ", "-"))
+	var together []int
+	for i, s := range r.stories {
+		if !s.cut {
+			together = append(together, i)
+		}
 	}
-	err := machine.Machine{
-		Kernel: r.kernel.image(), CommandLine: shareCommandLine(work), MemoryMiB: storyMemoryMiB, Share: true,
+	var all strings.Builder
+	var errs []error
+	boot := func(suffix string, numbers []int, fresh bool, cutAfter string, env ...string) (good bool) {
+		printed, err := r.boot(ctx, p, log+suffix, numbers, fresh, cutAfter, env...)
+		if cutAfter == "" {
+			all.WriteString(printed)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%w\nsee %s.log and %s-console.log", err, log+suffix, log+suffix))
+		}
+		return err == nil
+	}
+	if len(together) > 0 {
+		boot("", together, true, "")
+	}
+	for i, s := range r.stories {
+		if s.cut && boot(fmt.Sprintf("-cut-%d", i), []int{i}, true, cutMark, "EROFS_TEST_CUT=before") {
+			boot(fmt.Sprintf("-cut-%d", i), []int{i}, false, "", "EROFS_TEST_CUT=after")
+		}
+	}
+	o := understand(all.String())
+	return o, errors.Join(append(errs, o.verify(r.marks()))...)
+}
+
+// boot runs some stories in one machine, and returns what they printed. Without fresh it has the disk of the machine before.
+func (r run) boot(ctx context.Context, p place, log string, numbers []int, fresh bool, cutAfter string, env ...string) (string, error) {
+	state := filepath.Join(p.work, "state")
+	err := os.WriteFile(filepath.Join(p.work, "run.sh"), []byte(r.script(p, numbers, env...)), 0o600)
+	if fresh {
+		err = errors.Join(err, makeState(ctx, state))
+	}
+	if err != nil {
+		return "", err
+	}
+	err = machine.Machine{
+		Kernel: r.kernel.image(), CommandLine: shareCommandLine(p.work), MemoryMiB: storyMemoryMiB, Share: true,
 		Disks:   []machine.Disk{{File: state, Keep: true}},
-		Console: log + "-console.log", Printed: log + ".log", Limit: time.Duration(len(r.stories)+1) * limit,
+		Console: log + "-console.log", Printed: log + ".log", CutAfter: cutAfter, Limit: time.Duration(len(numbers)+1) * limit,
 	}.Run(ctx)
+	if cutAfter != "" && errors.Is(err, machine.ErrCut) {
+		err = nil
+	}
 	printed, perr := readPrinted(log + ".log")
 	console, cerr := os.ReadFile(log + "-console.log")
-	o := understand(printed)
-	err = errors.Join(err, perr, cerr, o.verify(r.marks()))
+	err = errors.Join(err, perr, cerr)
 	for _, t := range troubles(string(console)) {
 		err = errors.Join(err, fmt.Errorf("the kernel says: %s", t))
 	}
-	if err != nil {
-		err = fmt.Errorf("%w\nsee %s.log and %s-console.log", err, log, log)
-	}
-	return o, err
+	return printed, err
 }
 
 // shareCommandLine lets the kernel take the host's files as its root. What is read once is kept: nobody changes it meanwhile.
