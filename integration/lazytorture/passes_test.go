@@ -9,10 +9,12 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
 
 // hang is how long a read may take.
-const hang = time.Minute
+var hang = time.Minute * testenv.Slow
 
 // reader has a process read an instance in one way.
 func (w *world) reader(way string, in *instance) {

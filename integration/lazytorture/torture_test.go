@@ -40,17 +40,18 @@ func TestMain(m *testing.M) {
 var preContent = testenv.Feature{Name: "pre-content", Missing: func() error { return fanotify.Probe(os.TempDir()) }}
 
 // patient bounds what has no reason to take long.
-const patient = time.Minute
+var patient = time.Minute * testenv.Slow
 
 // inheritedShare is how many events each kill leaves on average, at least: with fewer, too little was tested.
 const inheritedShare = 0.2
 
-// times is how often something is done in the short form and in the long one.
+// times is how often something is done in the short form and in the long one. On a slow machine it is less.
 func times(short, long int) int {
+	n := short
 	if os.Getenv("EROFS_TEST_LONG") != "" {
-		return long
+		n = long
 	}
-	return short
+	return max(n/int(testenv.Slow), min(n, 10))
 }
 
 // TestKills: readers notice nothing but the time.
