@@ -252,3 +252,27 @@ func processesOf(dir string) (n int) {
 	}
 	return n
 }
+
+// TestResume takes over the directory of a lab whose processes are gone: containerd and the registry have what they had.
+func TestResume(t *testing.T) {
+	o := Options{NoDaemon: true, Images: []string{"busybox-gzip"}, Registry: Registry{Address: "127.0.0.1:5901"}}
+	before := New(t, o)
+	ref := before.Ref("busybox-gzip")
+	if _, err := before.Ctr(t.Context(), "image", "pull", "--plain-http", "--snapshotter", "overlayfs", ref); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(before.KillContainerd(), before.StopRegistry()); err != nil {
+		t.Fatal(err)
+	}
+	o.Resume = before.Dir
+	after := New(t, o)
+	if after.Ref("busybox-gzip") != ref {
+		t.Errorf("the image is %s now, it was %s", after.Ref("busybox-gzip"), ref)
+	}
+	if out, err := after.Ctr(t.Context(), "image", "ls", "-q"); err != nil || strings.TrimSpace(out) != ref {
+		t.Errorf("images %q, %v, want %s", out, err, ref)
+	}
+	if _, err := after.Ctr(t.Context(), "content", "fetch", "--plain-http", ref); err != nil {
+		t.Errorf("the registry has lost the image: %v", err)
+	}
+}
