@@ -11,6 +11,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/config"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/probe"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/cachefiles"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
@@ -26,6 +27,7 @@ type onDemandReport struct {
 	TrustsAll bool     `json:"trustsAll"`
 	// OpenFiles is the limit of keeper and daemon, the lower one; while they do not run, of this process.
 	OpenFiles uint64 `json:"openFiles"`
+	processes []int  // keeper and daemon, if they run
 }
 
 // keeperFound is whether a keeper answers, and if not, why.
@@ -66,9 +68,13 @@ func (r *hostReport) checkOnDemand(ctx context.Context, cfg config.Config) error
 		return nil
 	}
 	transport, err := chooseTransport(cfg.Lazy.Mode, dir, true)
+	report := newOnDemandReport(ctx, cfg)
+	if err == nil && transport == modeFscache {
+		err = othersWithCache(cachefiles.Holders(), append(report.processes, os.Getpid()))
+	}
 	r.Features = append(r.Features, newFeature(featureOnDemand, err))
 	if err == nil {
-		r.OnDemand = newOnDemandReport(ctx, cfg)
+		r.OnDemand = report
 		r.OnDemand.explain(cfg.Lazy.Mode, transport, dir)
 		r.Advice = append(r.Advice, r.OnDemand.advise()...)
 	}
@@ -93,15 +99,30 @@ func newOnDemandReport(ctx context.Context, cfg config.Config) *onDemandReport {
 		Keeper: keeperFound{Address: cfg.KeeperAddress()},
 		Trust:  cfg.Lazy.Trust, TrustsAll: slices.Contains(cfg.Lazy.Trust, "*"),
 	}
-	processes := []int{os.Getpid()}
 	if k, err := keeper.Status(ctx, r.Keeper.Address); err != nil {
 		r.Keeper.Error = err.Error()
 	} else {
 		r.Keeper.Answers, r.Keeper.PID, r.Keeper.Version, r.Keeper.Held = true, k.PID, k.Version, len(k.Names)
-		processes = []int{k.PID, k.DaemonPID}
+		r.processes = []int{k.PID, k.DaemonPID}
+		r.OpenFiles = openFiles(r.processes)
+		return r
 	}
-	r.OpenFiles = openFiles(processes)
+	r.OpenFiles = openFiles([]int{os.Getpid()})
 	return r
+}
+
+// othersWithCache is an error if processes that are not ours have the host's cache of files.
+func othersWithCache(holders []cachefiles.Holder, ours []int) error {
+	var others []string
+	for _, h := range holders {
+		if !slices.Contains(ours, h.PID) {
+			others = append(others, h.String())
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: fscache: /dev/cachefiles is used by %s, and a host has one cache of files: stop that", probe.ErrNotSupported, strings.Join(others, ", "))
 }
 
 // openFiles is the lowest limit of those processes that are there. Keeper and daemon raise theirs as far as it goes, so the hard limit counts.

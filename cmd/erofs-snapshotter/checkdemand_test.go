@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/config"
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/probe"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/cachefiles"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
@@ -103,6 +106,52 @@ func TestOnDemandText(t *testing.T) {
 		}
 		if advice := strings.Join(c.report.advise(), "\n"); !strings.Contains(advice, c.advice) || c.advice == "" && advice != "" {
 			t.Errorf("%s: advice %q", name, advice)
+		}
+	}
+}
+
+func TestOthersWithCache(t *testing.T) {
+	ours, theirs := cachefiles.Holder{PID: 7, Name: "erofs-snapshotter"}, cachefiles.Holder{PID: 8, Name: "nydusd"}
+	if err := othersWithCache([]cachefiles.Holder{ours}, []int{7, 9}); err != nil {
+		t.Error(err)
+	}
+	err := othersWithCache([]cachefiles.Holder{ours, theirs}, []int{7, 9})
+	if !errors.Is(err, probe.ErrNotSupported) || !strings.Contains(err.Error(), "nydusd (process 8)") || strings.Contains(err.Error(), "process 7") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestChooseTransport: what is asked for is taken or nothing; every refusal says why.
+func TestChooseTransport(t *testing.T) {
+	works := haveTransport
+	t.Cleanup(func() { haveTransport = works })
+	for _, c := range []struct {
+		mode, works string
+		daemon      bool
+		want, why   string
+	}{
+		{modeAuto, "fanotify fscache", true, modeFanotify, ""},
+		{modeAuto, "fscache", true, modeFscache, ""},
+		{modeAuto, "fscache", false, "", "only the daemon"},
+		{modeAuto, "", true, "", "no fanotify"},
+		{modeAuto, "", true, "", "no fscache"},
+		{modeFscache, "fanotify fscache", true, modeFscache, ""},
+		{modeFscache, "fanotify", true, "", "no fscache"},
+		{modeFanotify, "fscache", true, "", "no fanotify"},
+		{modeEager, "fanotify fscache", true, "", "lazy.mode is eager"},
+	} {
+		haveTransport = map[string]func(string) error{}
+		for _, transport := range transports {
+			haveTransport[transport] = func(string) error {
+				if strings.Contains(c.works, transport) {
+					return nil
+				}
+				return errors.New("no " + transport)
+			}
+		}
+		got, err := chooseTransport(c.mode, "/", c.daemon)
+		if got != c.want || (err == nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%+v: got %q, %v", c, got, err)
 		}
 	}
 }

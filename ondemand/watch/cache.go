@@ -83,7 +83,9 @@ func (w *Watcher) provideCache(ctx context.Context, client *keeper.Client) {
 	switch {
 	case err != nil:
 	case held != nil:
-		err = w.adoptCache(*held)
+		if err = w.adoptCache(*held); err != nil { // nobody else answers either, now that this process has it
+			err = errors.Join(err, client.DropDevice(ctx))
+		}
 	case w.overCache.Load() && w.theCache() == nil:
 		err = w.openCache(ctx)
 	}
