@@ -17,9 +17,9 @@ const (
 	quietLook = 25 * time.Millisecond
 )
 
-// Deny answers what the kernel asks of a device that nobody serves, for a keeper whose daemon does not come back: mounts and unmounts go on,
-// cached data can be read, and who reads missing data gets EIO. An object is opened with the size that its Key says; one with another key
-// is not opened.
+// Deny answers what the kernel asks of a device that nobody serves, for a keeper whose daemon does not come back: cached data can be read, who
+// reads missing data gets EIO, and so does who mounts, for a new mount has data that are missing; unmounts go on. An object is opened with
+// the size that its Key says; one with another key is not opened.
 //
 // It begins with what a predecessor has not answered, and returns when nothing has come for a short time, or ctx ends. Then it has no
 // descriptor of an object any more, and the keeper may give the device to a daemon, or poll it and deny again when something waits.
