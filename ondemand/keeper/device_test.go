@@ -347,3 +347,19 @@ func TestDeviceIsServedByPoll(t *testing.T) {
 	}
 	must(t, c.DropDevice(timeout(t)))
 }
+
+// The device and the groups may be due at different times.
+func TestDeviceIsDueBeforeGroups(t *testing.T) {
+	at := address(t)
+	_, fake := keep(t, Options{Address: at, Patience: 300 * time.Millisecond})
+	c := dialOf(t, at)
+	h, _ := deviceStandIn(t)
+	must(t, c.HoldDevice(timeout(t), h))
+	must(t, c.Hold(timeout(t), standIn(t, "a")))
+	must(t, c.Release(timeout(t)))
+	unaware := spawn(t, "daemon", at, "obey")
+	unaware.expect("dialed a")
+	time.Sleep(100 * time.Millisecond)
+	unaware.kill()
+	eventually(t, "the keeper answers for both", func() bool { return fake.count() == 2 })
+}

@@ -85,7 +85,8 @@ func (e entry) is(other entry) bool {
 // Serve runs a keeper.
 //
 // When ctx ends, Serve does not return while it holds anything: a hole would be readable, or with the device what is mounted over it fail. It
-// goes on as before, and returns when the last has been dropped, when a successor has taken over, or when the machine is going down and no other process is left that could read.
+// goes on as before, and returns when the last has been dropped, when a successor has taken over, or when the machine is going down and no
+// other process is left that could read.
 func Serve(ctx context.Context, o Options) error {
 	o = o.withDefaults()
 	s, err := start(ctx, o)

@@ -177,15 +177,7 @@ const (
 
 // lookAway begins to deny when the daemon has been away for too long, and returns when to look again.
 func (s *server) lookAway() time.Duration {
-	s.mu.Lock()
-	left := idleWait
-	groups, device := s.forsaken()
-	for _, since := range []time.Duration{groups, device} {
-		if since != attended {
-			left = min(left, s.o.Patience-since)
-		}
-	}
-	s.mu.Unlock()
+	left := s.patienceLeft()
 	if left > 0 {
 		return left
 	}
@@ -193,7 +185,21 @@ func (s *server) lookAway() time.Duration {
 		s.log.Error("readers of missing data wait: nobody can answer", "cause", err)
 		return retryWait
 	}
-	return idleWait
+	return max(s.patienceLeft(), retryWait/10) // the groups and the device may be due at different times
+}
+
+// patienceLeft is for how long nobody has to be looked after.
+func (s *server) patienceLeft() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	left := idleWait
+	groups, device := s.forsaken()
+	for _, since := range []time.Duration{groups, device} {
+		if since != attended {
+			left = min(left, s.o.Patience-since)
+		}
+	}
+	return left
 }
 
 // attended says that somebody answers, or nothing is held.
