@@ -13,8 +13,8 @@ const (
 	// quietTime is how long nothing has come when Deny returns: longer than a reader takes to try again, and than an OPEN of what is not
 	// known waits for its answer.
 	quietTime = 250 * time.Millisecond
-	// quietLook is how often that is looked at.
-	quietLook = 25 * time.Millisecond
+	// quietLooks is how often that is looked at meanwhile.
+	quietLooks = 10
 )
 
 // Deny answers what the kernel asks of a device that nobody serves, for a keeper whose daemon does not come back: cached data can be read, who
@@ -33,7 +33,7 @@ func Deny(ctx context.Context, file *os.File, denied *atomic.Int64, log *slog.Lo
 		return err
 	}
 	defer d.Close()
-	if err := d.deny(ctx, denied, err == nil); err != nil {
+	if err := d.deny(ctx, denied, err == nil, quietTime); err != nil {
 		return fmt.Errorf("deny: %w", err)
 	}
 	return nil
@@ -41,9 +41,9 @@ func Deny(ctx context.Context, file *os.File, denied *atomic.Int64, log *slog.Lo
 
 // deny serves until it is quiet. What was read when Serve was about to end may have no answer, and would not be seen by who polls: so it is
 // served again then.
-func (d *Device) deny(ctx context.Context, denied *atomic.Int64, canRestore bool) error {
+func (d *Device) deny(ctx context.Context, denied *atomic.Int64, canRestore bool, quiet time.Duration) error {
 	for {
-		last, err := d.serveUntilQuiet(ctx, denied)
+		last, err := d.serveUntilQuiet(ctx, denied, quiet)
 		if err != nil || ctx.Err() != nil || d.counts.messages() == last || !canRestore {
 			return err
 		}
@@ -51,13 +51,9 @@ func (d *Device) deny(ctx context.Context, denied *atomic.Int64, canRestore bool
 }
 
 // serveUntilQuiet returns how many messages had been read when it was quiet.
-func (d *Device) serveUntilQuiet(ctx context.Context, denied *atomic.Int64) (last uint64, err error) {
+func (d *Device) serveUntilQuiet(ctx context.Context, denied *atomic.Int64, quiet time.Duration) (last uint64, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- d.Serve(ctx) }()
-	look := time.NewTicker(quietLook)
-	defer look.Stop()
 	counted := d.counts.failed.Load()
 	count := func() {
 		now := d.counts.failed.Load()
@@ -65,6 +61,10 @@ func (d *Device) serveUntilQuiet(ctx context.Context, denied *atomic.Int64) (las
 		counted = now
 	}
 	defer count()
+	ended := make(chan error, 1)
+	go func() { ended <- d.Serve(ctx) }()
+	look := time.NewTicker(quiet / quietLooks)
+	defer look.Stop()
 	for since := time.Now(); ; {
 		select {
 		case err := <-ended:
@@ -75,7 +75,7 @@ func (d *Device) serveUntilQuiet(ctx context.Context, denied *atomic.Int64) (las
 		if n := d.counts.messages(); n != last || d.busy() {
 			last, since = n, time.Now()
 		}
-		if time.Since(since) >= quietTime {
+		if time.Since(since) >= quiet {
 			stop()
 			return last, <-ended
 		}

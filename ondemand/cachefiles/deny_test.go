@@ -16,13 +16,17 @@ import (
 
 // deny does what Deny does, for the scripted kernel.
 func (k *kernel) deny(ctx context.Context, denied *atomic.Int64, log *lines) error {
+	return k.denyUntil(ctx, denied, log, quietTime)
+}
+
+func (k *kernel) denyUntil(ctx context.Context, denied *atomic.Int64, log *lines, quiet time.Duration) error {
 	k.t.Helper()
 	d, err := takeOver(newOn(k, Options{Lookup: deniedByKey, Log: slog.New(slog.NewTextHandler(log, nil))}))
 	if d == nil {
 		return err
 	}
 	defer d.Close()
-	err = d.deny(ctx, denied, err == nil)
+	err = d.deny(ctx, denied, err == nil, quiet)
 	k.check()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -122,30 +126,25 @@ func TestDeny(t *testing.T) {
 // Whoever polls learns of everything that has no answer after a denial, at whatever moment it came; and each denial ends.
 func TestDenyStrandsNothing(t *testing.T) {
 	k := newBound(t)
-	var files []*cacheFile
-	for i := range 4 {
-		files = append(files, k.file("erofs,test", keyOf(1<<20, uint64(i+1))))
-	}
-	var readers sync.WaitGroup
+	f := k.file("erofs,test", keyOf(1<<20, 1))
+	const quiet = 500 * time.Microsecond
+	const reads = 800
 	over := make(chan struct{})
-	for range 6 {
-		readers.Go(func() {
-			for range 6 {
-				time.Sleep(time.Duration(rand.IntN(int(quietTime * 3 / 2))))
-				if _, err := k.readAt(files[rand.IntN(len(files))], 0, 8192); err != unix.EIO {
-					t.Errorf("got %v, want EIO", err)
-				}
-			}
-		})
-	}
 	go func() {
 		defer close(over)
-		readers.Wait()
+		for range reads { // most come when the keeper is about to think that nothing comes any more
+			time.Sleep(quiet + time.Duration(rand.IntN(int(quiet/4))))
+			if _, err := k.readAt(f, 0, 8192); err != unix.EIO {
+				t.Errorf("got %v, want EIO", err)
+			}
+		}
 	}()
 	var denied atomic.Int64
-	for going := true; going; time.Sleep(time.Millisecond) {
+	denials := 0
+	for going := true; going; {
 		if k.polled() {
-			if err := k.deny(t.Context(), &denied, &lines{}); err != nil {
+			denials++
+			if err := k.denyUntil(t.Context(), &denied, &lines{}, quiet); err != nil {
 				t.Fatal(err)
 			}
 			if n := k.stranded(); n > 0 {
@@ -156,9 +155,11 @@ func TestDenyStrandsNothing(t *testing.T) {
 		case <-over:
 			going = false
 		default:
+			time.Sleep(quiet / 10)
 		}
 	}
-	if denied.Load() < 72 {
+	t.Logf("%d denials", denials)
+	if denied.Load() < 2*reads {
 		t.Errorf("%d denied", denied.Load())
 	}
 }
