@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/cachefiles"
 )
 
 // deviceStandIn is a device, and what stands for the kernel.
@@ -321,7 +323,7 @@ func TestDeviceIsServedByPoll(t *testing.T) {
 		}
 	}
 	expect("restore") // what a daemon left
-	key := strings.Repeat("ab", 32) + ".d1f"
+	key := cachefiles.Key{Instance: strings.Repeat("ab", 32), Size: 31}.String()
 	for id := range uint32(3) {
 		object, err := unix.MemfdCreate("object", 0)
 		must(t, err)
