@@ -92,6 +92,36 @@ func TestDevice(t *testing.T) {
 	}
 }
 
+// A kick has the device read though the kernel says nothing, and does not end the wait.
+func TestDeviceKicked(t *testing.T) {
+	fd, _ := pair(t)
+	p, err := newDevice(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.file.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	drained := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- p.wait(ctx, func() {
+			select {
+			case drained <- struct{}{}:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	<-drained
+	for range 100 {
+		p.kick()
+		<-drained
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDeviceServedTwice(t *testing.T) {
 	fd, other := pair(t)
 	p, err := newDevice(fd)

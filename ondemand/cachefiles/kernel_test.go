@@ -102,7 +102,9 @@ func (k *kernel) wakeUp() {
 	}
 }
 
-// wait wakes up when something changes and never else, as the runtime's poller does.
+func (k *kernel) kick() { k.wakeUp() }
+
+// wait wakes up when something changes that the kernel tells, and never else, as the runtime's poller does.
 func (k *kernel) wait(ctx context.Context, drain func()) error {
 	for {
 		drain()
@@ -189,7 +191,6 @@ func (k *kernel) finish(r *request, err error) {
 	delete(k.requests, r.id)
 	r.err = err
 	close(r.done)
-	k.wakeUp()
 }
 
 func (k *kernel) enqueue(r *request) *request {
@@ -294,6 +295,7 @@ func (k *kernel) copen(args string) error {
 	}
 	r.file.size, r.file.state = size, fileOpen
 	k.finish(r, nil)
+	k.wakeUp()
 	return nil
 }
 
@@ -375,6 +377,5 @@ func (k *kernel) closeFile(fd int) error {
 			k.finish(r, unix.EIO)
 		}
 	}
-	k.wakeUp()
 	return unix.Close(fd)
 }

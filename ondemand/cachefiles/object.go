@@ -86,6 +86,7 @@ func (s *session) notFound(m message, err error) {
 	s.work.Go(func() {
 		s.sleep(knownPause)
 		s.openFailed(m, unix.ENOENT, err)
+		s.d.port.kick()
 	})
 }
 

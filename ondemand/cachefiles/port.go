@@ -2,6 +2,7 @@ package cachefiles
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -13,8 +14,10 @@ import (
 
 // port is what the package needs of the kernel: the device, and the descriptors that come with OPEN. Tests have a kernel of their own.
 type port interface {
-	// wait calls drain whenever there may be something to read that was not there before, until ctx ends.
+	// wait calls drain whenever there may be something to read that was not there before, and after kick, until ctx ends.
 	wait(ctx context.Context, drain func()) error
+	// kick has wait call drain once more. The kernel wakes nobody for a READ that can be shown again because its object was not opened.
+	kick()
 	// read returns one message, or 0 bytes: nothing is there. It does not wait.
 	read(p []byte) (int, error)
 	// write gives one command.
@@ -55,19 +58,14 @@ func newDevice(fd int) (*device, error) {
 }
 
 // wait relies on the kernel waking those that poll with each new message: the runtime is told of changes only, so drain is to leave nothing.
+// A deadline that is over ends the wait.
 func (d *device) wait(ctx context.Context, drain func()) error {
-	if err := d.file.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
 	woken := make(chan struct{})
 	sleep := context.AfterFunc(ctx, func() {
-		d.file.SetReadDeadline(time.Unix(1, 0))
+		d.kick()
 		close(woken)
 	})
-	err := d.conn.Read(func(uintptr) bool {
-		drain()
-		return ctx.Err() != nil
-	})
+	err := d.waits(ctx, drain)
 	if !sleep() {
 		<-woken // or it would set the next caller's deadline
 	}
@@ -76,6 +74,27 @@ func (d *device) wait(ctx context.Context, drain func()) error {
 	}
 	return err
 }
+
+func (d *device) waits(ctx context.Context, drain func()) error {
+	for {
+		if err := d.file.SetReadDeadline(time.Time{}); err != nil {
+			return err
+		}
+		// The kick at the end of ctx may have come before that.
+		if ctx.Err() != nil {
+			return nil
+		}
+		err := d.conn.Read(func(uintptr) bool {
+			drain()
+			return ctx.Err() != nil
+		})
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+func (d *device) kick() { d.file.SetReadDeadline(time.Unix(1, 0)) }
 
 func (d *device) read(p []byte) (n int, err error) {
 	if e := d.conn.Control(func(fd uintptr) { n, err = unix.Read(int(fd), p) }); e != nil {
