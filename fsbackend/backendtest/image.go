@@ -24,7 +24,13 @@ func Content(n int) []byte {
 // TinyImage writes image n into dir.
 func TinyImage(t testing.TB, dir string, n int) fsbackend.Image {
 	t.Helper()
-	meta, data, err := tinyimage.Build(Content(n))
+	return ImageOf(t, dir, Content(n))
+}
+
+// ImageOf writes an image into dir whose /file has the given content: full blocks, and a tail of 1 to 2560 bytes.
+func ImageOf(t testing.TB, dir string, content []byte) fsbackend.Image {
+	t.Helper()
+	meta, data, err := tinyimage.Build(content)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-// Package fscache mounts EROFS images over the kernel's cache, which loads them on demand (Linux 5.19 to 7.1, where it is configured).
+// Package fscache mounts EROFS images over the kernel's cache, which loads them on demand (Linux 6.1 to 7.1, where it is configured).
 //
 // The kernel knows such an image by its cookies only, and asks whoever serves /dev/cachefiles for the bytes. It has to be served when Mount is
 // called, and as long as anything is mounted. The files of the image are looked at, so that one that is missing or cut off is an error of Mount
@@ -6,13 +6,16 @@
 //
 // # What waits
 //
-// Mount waits in the kernel until the daemon has answered what is asked of it for a mount. That is short, unless the daemon hangs: then the
-// kernel goes on after 20 seconds, and neither a context nor a signal ends it sooner. Who serves the cache must not wait for a Mount.
+// Mount waits in the kernel until the daemon has opened the meta image and delivered what a mount reads of it. The kernel does not give up while
+// the device is open: it complains in its log every 20 seconds, and neither a context nor a signal ends the wait. Who serves the cache must not
+// wait for a Mount. An unmount does not wait.
+//
+// The data are opened in the same way, but a mount reads nothing of them, and returns. If that is refused then, reads fail.
 //
 // # When the cache is lost
 //
 // A superblock stays with the cache that it was mounted from. When that has ended, because nobody holds the device any more, everything that
-// is not in the page cache fails with EIO, for ever. Stale finds such mounts by their domain: each cache must have one of its own.
+// is not in the page cache fails for ever, with EIO or ENOBUFS. Stale finds such mounts by their domain: each cache must have one of its own.
 package fscache
 
 import (
@@ -117,7 +120,7 @@ func (f fileSizes) blocks(size int64) (n uint64) {
 func explain(err error) error {
 	switch {
 	case errors.Is(err, mountapi.ErrNoFscache):
-		return fmt.Errorf("%w here: %w (needs Linux 5.19 to 7.1 with CONFIG_EROFS_FS_ONDEMAND)", fsbackend.ErrNotSupported, err)
+		return fmt.Errorf("%w here: %w (needs Linux 6.1 to 7.1 with CONFIG_EROFS_FS_ONDEMAND)", fsbackend.ErrNotSupported, err)
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("EROFS %w by this kernel (try modprobe erofs): %w", fsbackend.ErrNotSupported, err)
 	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY):

@@ -40,13 +40,14 @@ func tryPreContent(s *scratch) error {
 	return nil
 }
 
-// HaveFscache reports whether EROFS can be mounted over fscache with on-demand reading (Linux 5.19 to 7.1, where it is enabled).
+// HaveFscache reports whether EROFS can be mounted over fscache with on-demand reading (Linux 6.1 to 7.1, where it is enabled),
+// with cache files that mounts share (domain_id).
 // The device /dev/cachefiles may still be taken by another daemon: it has one user on a host.
 func HaveFscache() error {
 	if err := HaveEROFS(); err != nil {
 		return err
 	}
-	return answer("EROFS over fscache", "needs Linux 5.19 to 7.1 with CONFIG_EROFS_FS_ONDEMAND and CONFIG_CACHEFILES_ONDEMAND", tryFscache())
+	return answer("EROFS over fscache", "needs Linux 6.1 to 7.1 with CONFIG_EROFS_FS_ONDEMAND and CONFIG_CACHEFILES_ONDEMAND", tryFscache())
 }
 
 func tryFscache() error {
@@ -55,8 +56,10 @@ func tryFscache() error {
 		return err
 	}
 	defer c.Close()
-	if err := c.Set("fsid", "probe"); err != nil {
-		return err
+	for _, option := range []string{"fsid", "domain_id"} {
+		if err := c.Set(option, "probe"); err != nil {
+			return err
+		}
 	}
 	_, err = os.Stat("/dev/cachefiles")
 	if errors.Is(err, os.ErrNotExist) {
