@@ -33,7 +33,7 @@
 // # Takeover
 //
 // While any process holds the device open, requests wait in the kernel. When the last descriptor is closed, all of them, and all later ones,
-// fail with EIO, also of data that is cached; it takes a new mount to read again. So a keeper holds a copy of File. Nothing else survives:
+// fail with EIO or ENOBUFS, also of data that is cached; it takes a new mount, in a new domain, to read again. So a keeper holds a copy of File. Nothing else survives:
 // the descriptors of objects end with the process, and must, for the kernel gives out a new one only when the old one is closed. After
 // Adopt the kernel shows everything again that had no answer: an OPEN with a new descriptor, and for a READ first another OPEN. A successor
 // knows objects by the keys in their OPEN.
@@ -92,7 +92,9 @@ var ErrUnknown = errors.New("unknown object")
 // all mounts of the cache wait meanwhile.
 //
 // After a takeover it must know everything that is mounted, also what cannot be served any more: of that it returns an Object of the same size
-// whose Fill fails. A reader that waits for an object that cannot be opened waits for ever, because the kernel opens it again and again.
+// whose Fill fails. A reader that waits for an object that cannot be opened again waits until it can, because the kernel tries again and again.
+// What is refused the first time, which for a device may come after the mount has returned, is lost to all mounts that use it then (ENOBUFS),
+// until the last of them is unmounted.
 type Lookup func(volume, cookie string) (Object, error)
 
 // defaultDeadline is longer than the engine's, whose error says more.

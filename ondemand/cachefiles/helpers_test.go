@@ -185,6 +185,12 @@ func (l *lines) contains(s string) bool {
 	return bytes.Contains(l.b.Bytes(), []byte(s))
 }
 
+func (l *lines) count(s string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Count(l.b.Bytes(), []byte(s))
+}
+
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {

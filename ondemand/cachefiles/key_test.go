@@ -62,3 +62,12 @@ func TestListed(t *testing.T) {
 		}
 	}
 }
+
+func FuzzListed(f *testing.F) {
+	f.Add("domain,m1."+strings.Repeat("0a", 32)+".1000", "domain")
+	f.Fuzz(func(t *testing.T, entry, domain string) {
+		if id, ok := Listed(entry, domain); ok && (!strings.HasPrefix(entry, domain+",m") || !strings.Contains(entry, "."+id)) {
+			t.Errorf("%q of %q is %q", entry, domain, id)
+		}
+	})
+}

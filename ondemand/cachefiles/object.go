@@ -61,6 +61,12 @@ func (s *session) open(m message) {
 // keys name an object.
 type keys struct{ volume, cookie string }
 
+// unknown is about keys that Lookup does not know.
+type unknown struct {
+	asked time.Time // when the last OPEN came
+	said  time.Time // when that was logged last
+}
+
 const (
 	// Who asks again within askedAgain for what is not known gets the answer after knownPause.
 	askedAgain = time.Second
@@ -74,18 +80,24 @@ const (
 func (s *session) notFound(m message, err error) {
 	k := keys{m.volume, m.cookie}
 	now := time.Now()
-	soon := now.Sub(s.unknown[k]) < askedAgain
+	u := s.unknown[k]
+	soon := now.Sub(u.asked) < askedAgain
 	if len(s.unknown) >= unknownMost {
 		clear(s.unknown)
 	}
-	s.unknown[k] = now
+	u.asked = now
+	say := now.Sub(u.said) >= sayPause
+	if say {
+		u.said = now
+	}
+	s.unknown[k] = u
 	if !soon {
-		s.openFailed(m, unix.ENOENT, err)
+		s.refuse(m, unix.ENOENT, err, say)
 		return
 	}
 	s.work.Go(func() {
 		s.sleep(knownPause)
-		s.openFailed(m, unix.ENOENT, err)
+		s.refuse(m, unix.ENOENT, err, say)
 		s.d.port.kick()
 	})
 }
@@ -102,7 +114,10 @@ func (s *session) add(o *object) error {
 }
 
 // openFailed answers an OPEN with an error, and then closes its descriptor.
-func (s *session) openFailed(m message, errno unix.Errno, err error) {
+func (s *session) openFailed(m message, errno unix.Errno, err error) { s.refuse(m, errno, err, true) }
+
+// refuse is openFailed that need not say so.
+func (s *session) refuse(m message, errno unix.Errno, err error, say bool) {
 	if errors.Is(err, ErrUnknown) {
 		s.d.counts.unknown.Add(1)
 	} else {
@@ -114,7 +129,9 @@ func (s *session) openFailed(m message, errno unix.Errno, err error) {
 	if m.fd != noFile {
 		s.d.port.closeFile(m.fd)
 	}
-	s.logOpen(m, err)
+	if say {
+		s.logOpen(m, err)
+	}
 }
 
 func (s *session) logOpen(m message, err error) {

@@ -32,7 +32,7 @@ type session struct {
 	again   bool               // a restore is to come
 	pause   time.Duration      // before the next restore
 
-	unknown map[keys]time.Time // when an OPEN failed; used by the goroutine that reads
+	unknown map[keys]unknown // used by the goroutine that reads
 }
 
 // Serve answers every message of the kernel until ctx ends, or by Close. It returns nil then, after the last call of an Object has returned,
@@ -68,7 +68,7 @@ func (d *Device) begin(ctx context.Context) (s *session, again bool, err error) 
 	case d.o.Lookup == nil:
 		return nil, false, errors.New("there is nothing to look objects up with")
 	}
-	s = &session{d: d, ended: make(chan struct{}), objects: map[uint32]*object{}, pause: restorePause, unknown: map[keys]time.Time{}}
+	s = &session{d: d, ended: make(chan struct{}), objects: map[uint32]*object{}, pause: restorePause, unknown: map[keys]unknown{}}
 	s.ctx, s.abort = context.WithCancelCause(ctx)
 	again = d.served
 	d.current, d.served = s, true

@@ -207,6 +207,9 @@ func TestUnknownAfterTakeover(t *testing.T) {
 	if n := s.d.Stats().Unknown; n < 2 || n > 10 {
 		t.Errorf("%d OPENs of what is not known", n)
 	}
+	if n := s.log.count("cannot open an object"); n != 1 {
+		t.Errorf("that was said %d times", n)
+	}
 	s.objects.add("one", c)
 	if err := s.await(r); err != nil {
 		t.Error(err)
