@@ -16,10 +16,20 @@ func LazyMode() string { return os.Getenv("EROFS_TEST_LAZY_MODE") }
 
 // OnDemand says that layers can be loaded on demand here, in the mode that was asked for.
 func OnDemand() testenv.Feature {
-	if LazyMode() == "fscache" {
+	events := func() error { return fanotify.Probe(os.TempDir()) }
+	switch LazyMode() {
+	case "fscache":
 		return testenv.Feature{Name: "fscache", Missing: probe.HaveFscache}
+	case "fanotify":
+		return testenv.Feature{Name: "pre-content", Missing: events}
 	}
-	return testenv.Feature{Name: "pre-content", Missing: func() error { return fanotify.Probe(os.TempDir()) }}
+	return testenv.Feature{Name: "pre-content", Missing: func() error {
+		err := events()
+		if err != nil && probe.HaveFscache() == nil {
+			return nil
+		}
+		return err
+	}}
 }
 
 // inLazyMode adds the mode to the table lazy of a configuration, which is made if it is not there.

@@ -2,7 +2,7 @@
 // packages. The machines are emulated by QEMU, so they need no KVM, and say nothing about speed. There are two kinds of runs.
 //
 // The static tests, `make vm`, need nothing but the kernel. The machine boots with a root disk that holds busybox, images, and statically linked
-// tests: those of integration/vm/guest, integration/vm/fscache, fsbackend, fsbackend/file, fsbackend/probe, ondemand/cachefiles and snapshotter. It has no
+// tests: those of integration/vm/guest, fsbackend, fsbackend/file, fsbackend/fscache, fsbackend/probe, ondemand/cachefiles and snapshotter. It has no
 // access to the host's files.
 //
 //	layers ─converter─► images ─this kernel─► scans ──► plan ─┐
@@ -47,28 +47,29 @@ func main() {
 	pattern := flag.String("stories", "", "run the stories whose names match this pattern (. for all), or \"short\", one for each mode, instead of the static tests")
 	modeNames := flag.String("modes", "", "comma separated modes of stories: eager, fanotify, fscache; all that a kernel has when empty")
 	record := flag.String("record", "", "add results to the tables in this file")
+	logs := flag.String("logs", filepath.Join(lab.Cache(), "logs"), "directory for what is printed; two runs at the same time need two")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := do(ctx, *series, *pattern, *modeNames, *record); err != nil {
+	if err := do(ctx, *series, *pattern, *modeNames, *logs, *record); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func do(ctx context.Context, series, pattern, modeNames, record string) error {
+func do(ctx context.Context, series, pattern, modeNames, logs, record string) error {
 	chosen, err := choose(series)
 	if err != nil {
 		return err
 	}
 	if pattern != "" {
-		return tellAll(ctx, chosen, modeNames, pattern, record)
+		return tellAll(ctx, chosen, modeNames, pattern, logs, record)
 	}
-	return testAll(ctx, chosen, record)
+	return testAll(ctx, chosen, logs, record)
 }
 
 // testAll runs the static tests on each of the kernels.
-func testAll(ctx context.Context, chosen []kernel, record string) error {
+func testAll(ctx context.Context, chosen []kernel, logs, record string) error {
 	work, err := os.MkdirTemp(filepath.Join(lab.Cache(), "vm"), "run-*")
 	if err != nil {
 		return err
@@ -80,7 +81,7 @@ func testAll(ctx context.Context, chosen []kernel, record string) error {
 	}
 	var errs []error
 	for _, k := range chosen {
-		row, err := try(ctx, k, plan, disk)
+		row, err := try(ctx, k, plan, disk, logs)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("linux %s: %w", k.series, err))
 		}
@@ -133,8 +134,8 @@ func makeRoot(ctx context.Context, work string) (guest.Plan, string, error) {
 }
 
 // try boots one kernel. The row says what happened, also when the error says that it was not good.
-func try(ctx context.Context, k kernel, plan guest.Plan, disk string) (row string, err error) {
-	log := filepath.Join(lab.Cache(), "logs", "vm-"+k.series)
+func try(ctx context.Context, k kernel, plan guest.Plan, disk, logs string) (row string, err error) {
+	log := filepath.Join(logs, "vm-"+k.series)
 	start := time.Now()
 	printed, err := boot(ctx, k, disk, log+"-console.log")
 	took := time.Since(start).Round(time.Second)

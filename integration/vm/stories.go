@@ -35,7 +35,7 @@ type mode struct {
 }
 
 var modes = []mode{
-	{name: "eager"},
+	{name: "eager", env: []string{"EROFS_TEST_LAZY_MODE=eager"}},
 	// Where there are pre-content events they are what the daemon chooses by itself.
 	{name: "fanotify", needs: "pre-content"},
 	{name: "fscache", needs: "fscache", env: []string{"EROFS_TEST_LAZY_MODE=fscache"}},

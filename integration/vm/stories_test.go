@@ -90,7 +90,10 @@ func TestResult(t *testing.T) {
 
 func TestChoice(t *testing.T) {
 	const check = "root   /x (ext4)\nloading on demand            no\n  not supported: x\nmount mode that would be used: loop\n"
-	if got := choice(check); got != "loop; on demand: no" {
+	if got := choice(check); got != "loop; no" {
+		t.Errorf("got %q", got)
+	}
+	if got := choice(check + "missing data would be asked for by fscache: it works here\n"); got != "loop; fscache" {
 		t.Errorf("got %q", got)
 	}
 	if got := choice(""); got != "?" {

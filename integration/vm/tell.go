@@ -27,13 +27,13 @@ const (
 )
 
 // tellAll runs stories, and records what became of them.
-func tellAll(ctx context.Context, chosen []kernel, modeNames, pattern, record string) error {
+func tellAll(ctx context.Context, chosen []kernel, modeNames, pattern, logs, record string) error {
 	runs, err := plan(chosen, modeNames, pattern)
 	if err != nil {
 		return err
 	}
 	p := place{
-		home: os.Getenv("HOME"), path: lab.Program("") + ":" + os.Getenv("PATH"), cache: lab.Cache(), logs: filepath.Join(lab.Cache(), "logs"),
+		home: os.Getenv("HOME"), path: lab.Program("") + ":" + os.Getenv("PATH"), cache: lab.Cache(), logs: logs,
 	}
 	if p.work, err = os.MkdirTemp(filepath.Join(lab.Cache(), "vm"), "run-*"); err != nil {
 		return err
@@ -195,15 +195,19 @@ func (r run) print(o outcome) {
 }
 
 var (
-	choiceOfMount = regexp.MustCompile(`(?m)^mount mode that would be used: (.*)$`)
-	choiceOfLazy  = regexp.MustCompile(`(?m)^loading on demand +(.*)$`)
+	choiceOfMount    = regexp.MustCompile(`(?m)^mount mode that would be used: (.*)$`)
+	answerOnDemand   = regexp.MustCompile(`(?m)^loading on demand +(.*)$`)
+	choiceOfOnDemand = regexp.MustCompile(`(?m)^missing data would be asked for by (\w+):`)
 )
 
 // choice is what the daemon would do by itself, from what check has printed.
 func choice(check string) string {
-	mount, onDemand := choiceOfMount.FindStringSubmatch(check), choiceOfLazy.FindStringSubmatch(check)
+	mount, onDemand := choiceOfMount.FindStringSubmatch(check), choiceOfOnDemand.FindStringSubmatch(check)
+	if onDemand == nil {
+		onDemand = answerOnDemand.FindStringSubmatch(check)
+	}
 	if mount == nil || onDemand == nil {
 		return "?"
 	}
-	return mount[1] + "; on demand: " + onDemand[1]
+	return mount[1] + "; " + onDemand[1]
 }

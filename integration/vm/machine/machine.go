@@ -49,11 +49,6 @@ type Disk struct {
 func (m Machine) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.Limit, fmt.Errorf("not finished after %v", m.Limit))
 	defer cancel()
-	dir, err := os.MkdirTemp(filepath.Dir(m.Printed), "boot-*")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
 	// The file of an earlier run would be searched for the line.
 	if err := os.RemoveAll(m.Printed); err != nil {
 		return err
@@ -68,7 +63,14 @@ func (m Machine) Run(ctx context.Context) error {
 		}()
 	}
 	cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "19", "qemu-system-x86_64"}, m.arguments()...)...)
-	cmd.Env = append(os.Environ(), "TMPDIR="+dir) // for what is written to disks that are not kept
+	if len(m.Disks) > 0 { // for what is written to those that are not kept
+		dir, err := os.MkdirTemp(filepath.Dir(m.Disks[0].File), "boot-*")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+	}
 	out, err := cmd.CombinedOutput()
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, ErrCut):
