@@ -27,7 +27,7 @@ func TestCut(t *testing.T) {
 
 const (
 	cutLazy  = "nginx-" + estargzFormat
-	cutEager = "node-gzip"
+	cutEager = "nginx-gzip"
 )
 
 // cutOptions has a registry that is found again.
