@@ -23,7 +23,7 @@ func TestHasLine(t *testing.T) {
 // TestArguments: the host's files can only be read, and a disk is only written to when it is to be kept.
 func TestArguments(t *testing.T) {
 	args := Machine{Kernel: "bzImage", Disks: []Disk{{File: "root"}, {File: "state", Keep: true}}, Share: true}.arguments()
-	for _, want := range []string{"file=root,format=raw,if=virtio,snapshot=on", "file=state,format=raw,if=virtio"} {
+	for _, want := range []string{"file=root,format=raw,if=virtio,cache=unsafe,snapshot=on", "file=state,format=raw,if=virtio,cache=unsafe"} {
 		if !slices.Contains(args, want) {
 			t.Errorf("no %q in %q", want, args)
 		}
