@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 )
@@ -41,6 +43,7 @@ func cutOptions() lab.Options {
 func beforeCut(t *testing.T) {
 	testenv.Need(t, lab.OnDemand())
 	s := newStory(t, storyTime, cutOptions())
+	unix.Sync() // for the registry, which is another machine elsewhere
 	ref := s.pull(cutLazy)
 	s.startReader(ref, "box")
 	go func() { _ = s.tryPull(s.Ref(cutEager)) }()

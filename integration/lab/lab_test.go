@@ -276,3 +276,19 @@ func TestResume(t *testing.T) {
 		t.Errorf("the registry has lost the image: %v", err)
 	}
 }
+
+// TestFillRegistry: a lab whose registry begins with the files of another one.
+func TestFillRegistry(t *testing.T) {
+	o := Options{NoDaemon: true, Images: []string{"busybox-gzip"}}
+	first := New(t, o)
+	t.Setenv("EROFS_TEST_REGISTRY", first.RegistryFiles())
+	o.Images = nil
+	second := New(t, o)
+	ref := second.Ref("busybox-gzip")
+	if _, err := second.Ctr(t.Context(), "content", "fetch", "--plain-http", ref); err != nil {
+		t.Error(err)
+	}
+	if err := second.Push(t.Context(), Layout("busybox-gzip"), ref); err != nil {
+		t.Errorf("push what is there: %v", err)
+	}
+}

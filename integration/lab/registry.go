@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -74,6 +75,9 @@ func (l *Lab) startRegistry(ctx context.Context) error {
 	if err := os.MkdirAll(l.HostsDir(), 0o700); err != nil {
 		return err
 	}
+	if err := l.fillRegistry(); err != nil {
+		return fmt.Errorf("fill the registry: %w", err)
+	}
 	config, err := l.registryConfig()
 	if err != nil {
 		return fmt.Errorf("configure the registry: %w", err)
@@ -102,6 +106,36 @@ func (l *Lab) startRegistry(ctx context.Context) error {
 	}
 	return l.writeRegistryFiles()
 }
+
+// fillRegistry lets the registry begin with the files of another one, the directory EROFS_TEST_REGISTRY if that is set. What is there need not be
+// pushed, which takes minutes on slow machines.
+func (l *Lab) fillRegistry() error {
+	from := os.Getenv("EROFS_TEST_REGISTRY")
+	if from == "" || l.opts.Resume != "" {
+		return nil
+	}
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(l.path("registry"), strings.TrimPrefix(path, from))
+		if d.IsDir() {
+			return os.MkdirAll(to, 0o700)
+		}
+		// A file of a repository is replaced by writing to it, a blob is not.
+		if d.Name() == "data" {
+			return os.Symlink(path, to)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(to, b, 0o600)
+	})
+}
+
+// RegistryFiles is the directory of the registry's files.
+func (l *Lab) RegistryFiles() string { return l.path("registry") }
 
 // table is a part of a configuration.
 type table = map[string]any

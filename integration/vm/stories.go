@@ -14,6 +14,8 @@ type story struct {
 	name string
 	// pkg is the package, below the module; test is what -test.run gets.
 	pkg, test string
+	// images are those of the cache that it pushes to its registry.
+	images []string
 	// modes are those in which it means something.
 	modes []string
 	// env is what it gets besides the environment of all.
@@ -50,23 +52,23 @@ var (
 const stories = "integration"
 
 var allStories = []story{
-	{name: "nginx, pulled as a whole", pkg: stories, test: "^TestLifecycle$/^nginx-gzip$", modes: eager},
-	{name: "nginx over loop devices", pkg: stories, test: "^TestLifecycleLoopDevices$", modes: eager},
-	{name: "straight from the registry", pkg: stories, test: "^TestRemoteCtr$", modes: eager},
-	{name: "reboot", pkg: stories, test: "^TestReboot$/^erofs-differ$", modes: eager},
-	{name: "lost files after a power cut", pkg: stories, test: "^TestPowerCut$", modes: eager},
-	{name: "nginx, estargz; tree as eager", pkg: stories, test: "^TestLazy$/^nginx-estargz$", modes: lazy},
-	{name: "node, zstd:chunked; tree as eager", pkg: stories, test: "^TestLazy$/^node-zstdchunked$", modes: lazy},
-	{name: "scipy, estargz; tree as eager", pkg: stories, test: "^TestLazy$/^scipy-estargz$", modes: lazy, env: long},
-	{name: "background, then no registry", pkg: stories, test: "^TestLazyBackground$", modes: lazy},
-	{name: "registry stops", pkg: stories, test: "^TestLazyRegistryStops$", modes: lazy},
-	{name: "daemon stopped and killed under readers", pkg: stories, test: "^TestLazyRestart$", modes: lazy},
-	{name: "no daemon for too long", pkg: stories, test: "^TestLazyPatience$", modes: lazy},
-	{name: "daemon and keeper lost together", pkg: stories, test: "^TestLazyPoisoned$", modes: lazy},
-	{name: "keeper hangs", pkg: stories, test: "^TestLazyKeeperHangs$", modes: lazy},
-	{name: "image removed under a container", pkg: stories, test: "^TestLazyRemoval$", modes: lazy},
-	{name: "walk of a tree", pkg: stories, test: "^TestLazyWalk$", modes: lazy},
-	{name: "power cut under readers", pkg: stories, test: "^TestCut$", modes: lazy, cut: true},
+	{name: "nginx, pulled as a whole", pkg: stories, test: "^TestLifecycle$/^nginx-gzip$", images: []string{"nginx-gzip"}, modes: eager},
+	{name: "nginx over loop devices", pkg: stories, test: "^TestLifecycleLoopDevices$", images: []string{"nginx-zstd"}, modes: eager},
+	{name: "straight from the registry", pkg: stories, test: "^TestRemoteCtr$", images: []string{"nginx-gzip"}, modes: eager},
+	{name: "reboot", pkg: stories, test: "^TestReboot$/^erofs-differ$", images: []string{"nginx-gzip", "busybox-zstd"}, modes: eager},
+	{name: "lost files after a power cut", pkg: stories, test: "^TestPowerCut$", images: []string{"nginx-gzip"}, modes: eager},
+	{name: "nginx, estargz; tree as eager", pkg: stories, test: "^TestLazy$/^nginx-estargz$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "node, zstd:chunked; tree as eager", pkg: stories, test: "^TestLazy$/^node-zstdchunked$", images: []string{"node-zstdchunked"}, modes: lazy},
+	{name: "scipy, estargz; tree as eager", pkg: stories, test: "^TestLazy$/^scipy-estargz$", images: []string{"scipy-estargz"}, modes: lazy, env: long},
+	{name: "background, then no registry", pkg: stories, test: "^TestLazyBackground$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "registry stops", pkg: stories, test: "^TestLazyRegistryStops$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "daemon stopped and killed under readers", pkg: stories, test: "^TestLazyRestart$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "no daemon for too long", pkg: stories, test: "^TestLazyPatience$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "daemon and keeper lost together", pkg: stories, test: "^TestLazyPoisoned$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "keeper hangs", pkg: stories, test: "^TestLazyKeeperHangs$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "image removed under a container", pkg: stories, test: "^TestLazyRemoval$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "walk of a tree", pkg: stories, test: "^TestLazyWalk$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "power cut under readers", pkg: stories, test: "^TestCut$", images: []string{"nginx-estargz", "nginx-gzip"}, modes: lazy, cut: true},
 	{name: "torture by kills, ext4", pkg: "integration/lazytorture", test: "^TestKills$/^ext4$", modes: []string{"fanotify"}},
 }
 
@@ -163,6 +165,7 @@ func (r run) script(p place, numbers []int, env ...string) string {
 	var s strings.Builder
 	env = slices.Concat([]string{
 		"HOME=" + p.home, "PATH=" + p.path, "EROFS_LAB_CACHE=" + p.cache, "EROFS_TEST_PRODUCT=" + p.work + "/product",
+		"EROFS_TEST_REGISTRY=" + p.work + "/registry",
 		fmt.Sprintf("EROFS_TEST_SLOW=%d", slow), "EROFS_TEST_REQUIRE=all",
 	}, r.mode.env, env)
 	for _, e := range env {

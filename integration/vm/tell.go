@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +43,7 @@ func tellAll(ctx context.Context, chosen []kernel, modeNames, pattern, logs, rec
 	if p.repo, err = goOutput(ctx, "list", "-m", "-f", "{{.Dir}}"); err != nil {
 		return err
 	}
-	if err := buildStories(ctx, p.work, runs); err != nil {
+	if err := errors.Join(buildStories(ctx, p.work, runs), pushImages(ctx, p.work, runs)); err != nil {
 		return err
 	}
 	var errs []error
@@ -76,6 +77,30 @@ func buildStories(ctx context.Context, work string, runs []run) error {
 		goStatic(ctx, "build", "-trimpath", "-o", work+"/product/", module+"cmd/erofs-snapshotter", module+"cmd/erofs-snapshotter-keeper"),
 		os.WriteFile(filepath.Join(work, "init-host.sh"), initHostScript, 0o755),
 	)
+}
+
+// pushImages makes the files of a registry with the images of all stories, so that machines need not push them.
+func pushImages(ctx context.Context, work string, runs []run) (err error) {
+	var images []string
+	for _, r := range runs {
+		for _, s := range r.stories {
+			images = append(images, s.images...)
+		}
+	}
+	slices.Sort(images)
+	l, err := lab.Start(ctx, lab.Options{NoDaemon: true, Images: slices.Compact(images)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	if err := l.StopRegistry(); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, "mv", l.RegistryFiles(), filepath.Join(work, "registry")).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("mv: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // tell boots a machine for the stories of a run, and further ones for those with a power cut. The logs are vm-SERIES-MODE.log, and with
