@@ -24,7 +24,7 @@ type daemonStatus struct {
 		Image  string
 		Layers []struct{ Digest, State string }
 	}
-	Fallbacks map[string]struct {
+	Fallbacks, LazyFallbacks map[string]struct {
 		Count        int
 		Image, Cause string
 	}

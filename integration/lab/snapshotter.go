@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"strings"
 	"text/template"
 )
@@ -35,6 +36,16 @@ func (l *Lab) StartSnapshotter(ctx context.Context) error {
 		return err
 	}
 	return l.snapshotter.ready(ctx, listens(l.SnapshotterAddress()))
+}
+
+// Check is what the daemon's program says of this host, with the daemon's configuration.
+func (l *Lab) Check(ctx context.Context) (string, error) {
+	program, err := l.daemon()
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, program, "--config", l.path("etc/snapshotter.toml"), "check").CombinedOutput()
+	return string(out), err
 }
 
 // listens asks whether somebody does on a socket.

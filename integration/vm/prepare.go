@@ -20,7 +20,7 @@ import (
 const module = "github.com/erofs-snapshotter/erofs-snapshotter/"
 
 // programs are the packages whose tests run in the virtual machine.
-var programs = []string{"integration/vm/guest", "fsbackend", "fsbackend/file", "fsbackend/fscache", "fsbackend/probe", "ondemand/cachefiles", "snapshotter"}
+var programs = []string{"integration/vm/guest", "fsbackend", "fsbackend/file", "fsbackend/probe", "integration/vm/fscache", "ondemand/cachefiles", "snapshotter"}
 
 // buildTests compiles the tests of the packages.
 func buildTests(ctx context.Context, dir string, packages ...string) error {

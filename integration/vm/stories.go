@@ -67,6 +67,8 @@ var allStories = []story{
 	{name: "daemon and keeper lost together", pkg: stories, test: "^TestLazyPoisoned$", images: []string{"nginx-estargz"}, modes: lazy},
 	{name: "keeper hangs", pkg: stories, test: "^TestLazyKeeperHangs$", images: []string{"nginx-estargz"}, modes: lazy},
 	{name: "image removed under a container", pkg: stories, test: "^TestLazyRemoval$", images: []string{"nginx-estargz"}, modes: lazy},
+	{name: "domain, removal and culling", pkg: stories, test: "^TestFscacheLife$", modes: []string{"fscache"}},
+	{name: "cache taken by another program", pkg: stories, test: "^TestFscacheBusy$", modes: []string{"fscache"}},
 	{name: "walk of a tree", pkg: stories, test: "^TestLazyWalk$", images: []string{"nginx-estargz"}, modes: lazy},
 	{name: "power cut under readers", pkg: stories, test: "^TestCut$", images: []string{"nginx-estargz", "nginx-gzip"}, modes: lazy, cut: true},
 	{name: "torture by kills, ext4", pkg: "integration/lazytorture", test: "^TestKills$/^ext4$", modes: []string{"fanotify"}},
