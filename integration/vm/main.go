@@ -2,7 +2,7 @@
 // packages. The machines are emulated by QEMU, so they need no KVM, and say nothing about speed. There are two kinds of runs.
 //
 // The static tests, `make vm`, need nothing but the kernel. The machine boots with a root disk that holds busybox, images, and statically linked
-// tests: those of integration/vm/guest, fsbackend, fsbackend/file, fsbackend/fscache, fsbackend/probe, ondemand/cachefiles and snapshotter. It has no
+// tests: those of integration/vm/guest, fsbackend, fsbackend/file, fsbackend/probe, integration/vm/fscache, ondemand/cachefiles and snapshotter. It has no
 // access to the host's files.
 //
 //	layers ─converter─► images ─this kernel─► scans ──► plan ─┐
