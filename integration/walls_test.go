@@ -49,6 +49,7 @@ var mayImport = map[string][]string{
 	"ondemand/registry/credentials":             nil,
 	"ondemand/registry/credentials/criproxy":    nil,
 	"ondemand/registry/credentials/kubesecrets": nil,
+	"ondemand/warm":                             {"ondemand/blob"},
 	"ondemand/watch":                            {"ondemand", "ondemand/blob", "ondemand/cachefiles", "ondemand/fanotify", "ondemand/keeper"},
 	"snapshotter":                               {"snapshotter/layerstore", "snapshotter/lazy", "snapshotter/remote", "snapshotter/startup", "fsbackend", "converter"},
 	"snapshotter/content":                       nil,
