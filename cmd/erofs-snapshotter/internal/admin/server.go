@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -32,6 +33,12 @@ type Options struct {
 	// Map says how much of each of so many equal parts of an instance's data blob is present, from 0 to 1, for /v1/layers/INSTANCE/map; nil: there
 	// is no such path. Its error is ErrNoMap for what has none. It is called by several requests at a time.
 	Map func(ctx context.Context, instance string, cells int) ([]float64, error)
+	// Export chooses layers and returns what writes their data, for /v1/cache; nil: there is no such path. Its error is ErrNoLayer if there are none.
+	// What it returns is called by one request at a time.
+	Export func(Choice) (write func(context.Context, io.Writer) error, err error)
+	// Import reads what an Export has written, and says what became of it; nil: there is no such path. It need not read all. It is called by one
+	// request at a time.
+	Import func(context.Context, io.Reader) ImportReport
 	// Metrics answers /metrics; nil: there is no such path.
 	Metrics http.Handler
 	// Pprof serves Go's profiles. They show memory, so only on a socket that is ours alone.
@@ -44,7 +51,7 @@ type Options struct {
 // request has ended or was cut off.
 func Serve(ctx context.Context, l net.Listener, o Options) error {
 	server := &http.Server{
-		Handler:           bodiless(newMux(o)),
+		Handler:           bodiless(newMux(o), o.takesBody),
 		ReadHeaderTimeout: headerTime,
 		WriteTimeout:      answerTime,
 		IdleTimeout:       idleTime,
@@ -78,6 +85,13 @@ func newMux(o Options) *http.ServeMux {
 	}
 	if o.Map != nil {
 		mux.HandleFunc("GET /v1/layers/{instance}/map", func(w http.ResponseWriter, r *http.Request) { answerMap(w, r, o.Map) })
+	}
+	transfers := &cache{o: o, exporting: newTurn(), importing: newTurn()}
+	if o.Export != nil {
+		mux.HandleFunc("GET "+cachePath, transfers.export)
+	}
+	if o.Import != nil {
+		mux.HandleFunc("POST "+cachePath, transfers.imports)
 	}
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", o.Metrics)
@@ -116,11 +130,11 @@ func writeJSON(w http.ResponseWriter, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// bodiless refuses requests that carry a body: none of ours does, and the server would wait for the rest of it. A timeout for reading
+// bodiless refuses requests that carry a body and may not: the server would wait for the rest of it. A timeout for reading
 // cannot be set for all requests, because it would also end profiles that take longer.
-func bodiless(next http.Handler) http.Handler {
+func bodiless(next http.Handler, may func(*http.Request) bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength == 0 {
+		if r.ContentLength == 0 || may(r) {
 			next.ServeHTTP(w, r)
 			return
 		}

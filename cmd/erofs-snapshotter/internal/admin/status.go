@@ -4,11 +4,14 @@
 //	GET /v1/status    a Status as JSON
 //	GET /v1/layers/INSTANCE/map?cells=N
 //	                  a Map as JSON: which parts of a lazy layer are there
+//	GET /v1/cache?image=REF&instance=INSTANCE
+//	                  the data of lazy layers that are here: a stream of package warm
+//	POST /v1/cache    takes such a stream; an ImportReport as JSON
 //	GET /metrics      what Options.Metrics answers
 //	GET /debug/pprof  Go's profiles, if Options.Pprof
 //
 // The package knows nothing of layers and registries: whoever serves fills a Status from what it has. The answer holds names of images and
-// hosts, and no secrets. Nothing can be changed through the socket.
+// hosts, and no secrets. Nothing can be changed through the socket but that data of layers come which would be fetched otherwise.
 //
 // Package render makes text of a Status.
 package admin
