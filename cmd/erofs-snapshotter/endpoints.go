@@ -55,8 +55,11 @@ func (e endpoints) close() error {
 // serve answers on all but containerd's, which runServer does, until ctx ends.
 func (e endpoints) serve(ctx context.Context, all *errgroup.Group, watch observer, pprof bool, log *slog.Logger) {
 	var metrics http.Handler = telemetry.Handler(watch.metrics, log)
+	cache := transfers{layers: watch.sn.Layers(), watcher: watch.demand.watcher, log: log}
 	all.Go(func() error {
-		return admin.Serve(ctx, e.admin, admin.Options{Status: watch.status, Map: watch.fillMap, Metrics: metrics, Pprof: pprof, Log: log})
+		return admin.Serve(ctx, e.admin, admin.Options{
+			Status: watch.status, Map: watch.fillMap, Export: cache.export, Import: cache.imports, Metrics: metrics, Pprof: pprof, Log: log,
+		})
 	})
 	if e.metrics != nil {
 		all.Go(func() error { return admin.Serve(ctx, e.metrics, admin.Options{Metrics: metrics, Log: log}) })

@@ -56,7 +56,7 @@ func newCommand(stdout, stderr io.Writer) *cli.Command {
 			Value: config.DefaultPath,
 		}},
 		Commands: []*cli.Command{
-			serveCommand(), statusCommand(), mountCommand(), unmountCommand(), attendCommand(), startupCommand(), checkCommand(), configCommand(), versionCommand(),
+			serveCommand(), statusCommand(), cacheCommand(), mountCommand(), unmountCommand(), attendCommand(), startupCommand(), checkCommand(), configCommand(), versionCommand(),
 		},
 	}
 	prepare(root)
