@@ -79,7 +79,10 @@ func TestExportFails(t *testing.T) {
 		t.Errorf("after those: %v", err)
 	}
 	none, _ := serveStatus(t, Options{})
-	if err := NewClient(none).Export(t.Context(), Choice{}, drop); err == nil || !strings.Contains(err.Error(), "404") {
+	if err := NewClient(none).Export(t.Context(), Choice{}, drop); err == nil || !strings.Contains(err.Error(), "may be older") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := NewClient(none).Import(t.Context(), strings.NewReader("x")); err == nil || !strings.Contains(err.Error(), "may be older") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -62,6 +62,9 @@ func (c *Client) Import(ctx context.Context, in io.Reader) (ImportReport, error)
 	return report, nil
 }
 
+// noPage is what net/http answers for a path that it does not know.
+const noPage = "404 page not found"
+
 // exchange sends a request and returns an answer that is none of an error.
 func (c *Client) exchange(request *http.Request) (*http.Response, error) {
 	response, err := c.patient().Do(request)
@@ -73,5 +76,10 @@ func (c *Client) exchange(request *http.Request) (*http.Response, error) {
 	}
 	defer response.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(response.Body, maxErrorBytes))
-	return nil, fmt.Errorf("admin socket %s: %w", c.address, refusal{response.StatusCode, response.Status, strings.TrimSpace(string(text))})
+	refused := refusal{response.StatusCode, response.Status, strings.TrimSpace(string(text))}
+	if refused.code == http.StatusRequestEntityTooLarge || refused.text == noPage {
+		return nil, fmt.Errorf("admin socket %s: whoever listens has no cache to export or import\n  the daemon may be older than this program, or admin.address may be another one in its configuration",
+			c.address)
+	}
+	return nil, fmt.Errorf("admin socket %s: %w", c.address, refused)
 }
