@@ -178,7 +178,7 @@ func (t transfers) complete(id layerstore.ID) (*blob.Reader, error) {
 		return nil, err
 	case inst.Lazy == nil:
 		return nil, errors.New("it was pulled as a whole")
-	case inst.Partial() || t.watcher.Watches(string(id)) || t.watcher.Unsure() != nil:
+	case inst.Partial() || t.watcher.Marked(string(id)) || t.watcher.Unsure() != nil:
 		return nil, errors.New("its data are not served now")
 	}
 	return blob.OpenReader(t.layers.Dir(id), id.Bytes())

@@ -196,17 +196,22 @@ func (w *Watcher) leave(e *watched, dir string) {
 	w.orphans[e] = struct{}{}
 }
 
-// Watches says whether an instance is watched: what reads its data is answered, be it with errors.
+// Watches says whether reads of an instance's data are answered, be it with errors.
 func (w *Watcher) Watches(name string) bool {
-	w.mu.Lock()
-	e := w.current[name]
-	held := slices.ContainsFunc(w.stuck, func(s stuck) bool { return filepath.Base(s.dir) == name })
-	w.mu.Unlock()
-	if held || e != nil && e.isWatched() {
+	if w.Marked(name) {
 		return true
 	}
 	live, _, err := w.OverCache(name)
 	return live && err == nil
+}
+
+// Marked says whether the data blob of an instance is watched by fanotify: whoever opens it waits for answers.
+func (w *Watcher) Marked(name string) bool {
+	w.mu.Lock()
+	e := w.current[name]
+	held := slices.ContainsFunc(w.stuck, func(s stuck) bool { return filepath.Base(s.dir) == name })
+	w.mu.Unlock()
+	return held || e != nil && e.isWatched()
 }
 
 // Secret gives the keeper something to keep for the next process; see keeper.Client.Secret. Without a keeper it is given to the next one.

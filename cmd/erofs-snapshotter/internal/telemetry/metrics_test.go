@@ -41,6 +41,7 @@ func full() Metrics {
 			DemandedBytes: 50, FetchedBytes: map[string]int64{"fault": 51, "prefetch": 52, "background": 53}, FilledBytes: 54, Corrupt: 55, CorruptIndexes: 59,
 			Fallbacks: map[string]int64{"small": 56}, KeeperConnected: true, KeeperHeld: 57, KeeperDenied: 58,
 		},
+		Fscache: &Fscache{Layers: 70, Files: 71, Reads: 72, Failed: 73, NoRoom: 74, CopiedBytes: 75, CulledBytes: 76, WantsSpace: true},
 	}
 }
 
