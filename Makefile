@@ -78,8 +78,8 @@ torture: lab ## the long forms of the integration tests (about an hour)
 	go test -count=1 -v -timeout 3h ./integration/... ./ondemand/blob
 
 .PHONY: kernels vm test-vm test-vm-short
-kernels: packages ## kernels for make vm and test-vm, from Debian's source packages (about 6 minutes each on idle cores)
-	@integration/vm/kernel.sh
+kernels: packages ## kernels for make vm and test-vm, from Debian's source packages (about 6 minutes each on idle cores; KERNELS="6.1 6.12")
+	@integration/vm/kernel.sh $(KERNELS)
 vm: kernels images ## the converter's images and the backends on other kernels, in emulated machines (VMFLAGS="-kernels 6.1 -record docs/kernels.md")
 	go run ./integration/vm $(VMFLAGS)
 test-vm: kernels lab ## stories with containerd on all kernels, in all modes; results in docs/kernels.md (hours; VMFLAGS="-kernels 6.12 -modes fscache")
