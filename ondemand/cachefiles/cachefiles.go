@@ -24,8 +24,8 @@
 // OPEN is answered by the goroutine that reads the device, with the size or an error, before anything else is read; so no READ of an object
 // comes before its OPEN is answered. READs have goroutines of their own, up to 64 for each object, so an object whose data does not come
 // does not hold up another one. A READ that fails, or whose time is over, is answered without data, which is how the kernel is told of an
-// error: it asks once more, and then the reader gets EIO. That is also all that a full disk does. A message that cannot be understood is
-// answered with an error as far as its number can be told.
+// error: it asks once more, and then the reader gets EIO. When the first time took long, the second fails at once. That is also all that a
+// full disk does. A message that cannot be understood is answered with an error as far as its number can be told.
 //
 // A READ of an object that this process does not have cannot be answered by a process without its descriptor, but for old kernels. It has
 // been read from under a predecessor that had not ended; so the kernel is asked to show it again until it can be answered.
@@ -33,8 +33,8 @@
 // # Takeover
 //
 // While any process holds the device open, requests wait in the kernel. When the last descriptor is closed, all of them, and all later ones,
-// fail with EIO or ENOBUFS, also of data that is cached; it takes a new mount, in a new domain, to read again. So a keeper holds a copy of File. Nothing else survives:
-// the descriptors of objects end with the process, and must, for the kernel gives out a new one only when the old one is closed. After
+// fail with EIO or ENOBUFS, also of data that is cached; it takes a new mount, in a new domain, to read again. So a keeper holds a copy of File.
+// Nothing else survives: the descriptors of objects end with the process, and must, for the kernel gives out a new one only when the old one is closed. After
 // Adopt the kernel shows everything again that had no answer: an OPEN with a new descriptor, and for a READ first another OPEN. A successor
 // knows objects by the keys in their OPEN.
 //

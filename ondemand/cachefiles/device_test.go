@@ -297,7 +297,8 @@ func TestSweep(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		shard("one", "00") + "/Dfree", shard("one", "00") + "/Dused", shard("one", "ff") + "/Dgone", shard("two", "00") + "/Dbad", shard("two", "00") + "/Dfree",
+		shard("one", "00") + "/Dfree", shard("one", "00") + "/Dused", shard("one", "ff") + "/Dgone",
+		shard("two", "00") + "/Dbad", shard("two", "00") + "/Dfree",
 		filepath.Join(dir, "graveyard", "Dother"), filepath.Join(dir, "cache", "Dother"),
 	} {
 		if err := os.WriteFile(name, make([]byte, 8192), 0o600); err != nil {
@@ -344,10 +345,9 @@ func TestHolders(t *testing.T) {
 		"13/fd/3": filepath.Join(proc, "cachefiles"), "9/fd/7": filepath.Join(proc, "with device", "cachefiles"), "self/fd/3": objectName,
 	} {
 		name = filepath.Join(proc, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.Symlink(target, name)); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(proc, strings.Split(strings.TrimPrefix(name, proc+"/"), "/")[0], "comm"), []byte("nydusd\n"), 0o600); err != nil {
+		dir := filepath.Dir(name)
+		comm := filepath.Join(filepath.Dir(dir), "comm")
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Symlink(target, name), os.WriteFile(comm, []byte("nydusd\n"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}

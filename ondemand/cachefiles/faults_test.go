@@ -58,6 +58,32 @@ func TestFailedReadAt(t *testing.T) {
 	}
 }
 
+// A reader waits for one deadline, though the kernel asks twice. What fails soon is tried twice.
+func TestSlowFailure(t *testing.T) {
+	for slow, fills := range map[bool]int64{true: 1, false: 2} {
+		s, c := start(t, newBound(t), 1<<20)
+		f := s.mount(t, "one")
+		c.before = func(context.Context, int64, int64) error {
+			if slow {
+				time.Sleep(slowFailure)
+			}
+			return errors.New("nothing there")
+		}
+		if _, err := s.readAt(f, 8192, 4096); err != unix.EIO {
+			t.Errorf("read: %v", err)
+		}
+		if n := c.fills.Load(); n != fills {
+			t.Errorf("slow %t: tried %d times", slow, n)
+		}
+		if n := s.d.Stats().Failed; n != 2 {
+			t.Errorf("slow %t: %d READs failed", slow, n)
+		}
+		c.before = nil
+		s.expect(t, f, c, 0, 1<<20)
+		s.stop()
+	}
+}
+
 func TestDeadline(t *testing.T) {
 	each(t, func(t *testing.T, k *kernel) {
 		s, c := start(t, k, 1<<20)

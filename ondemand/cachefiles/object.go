@@ -25,6 +25,7 @@ type object struct {
 	queue  []*read          // of those, the ones that no goroutine has begun with
 	active int              // goroutines that use fd and source
 	gone   bool             // the kernel has closed it
+	failed map[int64]failed // READs that were slow to fail, by offset
 	said   time.Time        // when an error was logged last
 	silent int              // errors since then
 }
@@ -56,6 +57,42 @@ func (s *session) open(m message) {
 		s.d.counts.openFailed.Add(1)
 		s.logOpen(m, fmt.Errorf("the kernel does not take the answer: %w", err))
 	}
+}
+
+const (
+	// The kernel asks once more for what has failed, before the reader gets EIO. A READ that took slowFailure or longer has the next one at
+	// its offset fail at once, if that comes within repeatedWithin: so a reader waits for one deadline and not for two.
+	slowFailure    = 500 * time.Millisecond
+	repeatedWithin = 2 * time.Second
+	// failedMost is how many of them an object remembers.
+	failedMost = 64
+)
+
+// failed is why a READ failed, and when.
+type failed struct {
+	err error
+	at  time.Time
+}
+
+// failedAt returns why a READ at an offset has just failed, once. It is called with mu held.
+func (o *object) failedAt(off int64) error {
+	f, ok := o.failed[off]
+	delete(o.failed, off)
+	if !ok || time.Since(f.at) > repeatedWithin {
+		return nil
+	}
+	return f.err
+}
+
+// remember notes that a READ has failed. It is called with mu held.
+func (o *object) remember(r *read, err error) {
+	if time.Since(r.since) < slowFailure {
+		return
+	}
+	if o.failed == nil || len(o.failed) >= failedMost {
+		o.failed = map[int64]failed{}
+	}
+	o.failed[r.off] = failed{err, time.Now()}
 }
 
 // keys name an object.

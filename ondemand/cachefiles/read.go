@@ -69,6 +69,9 @@ func (s *session) asked(m message) func() {
 		err := fmt.Errorf("%d bytes at %d: %w, which has %d", m.n, m.off, errBeyond, o.size)
 		return func() { s.answer(r, err) }
 	}
+	if err := o.failedAt(r.off); err != nil {
+		return func() { s.answer(r, fmt.Errorf("asked once more: %w", err)) }
+	}
 	r.timer = time.AfterFunc(s.d.o.Deadline, func() { s.answer(r, errDeadline) })
 	if o.active == readsMost {
 		o.queue = append(o.queue, r)
@@ -228,6 +231,7 @@ func (s *session) count(r *read, err error) (log func()) {
 		err = fmt.Errorf("%w (the disk of the cache is full, or has less free space than the limits: make room)", err)
 	}
 	c.failed.Add(1)
+	r.o.remember(r, err)
 	more, ok := r.o.mayLog()
 	if !ok {
 		return nothing
