@@ -123,8 +123,11 @@ func TestStale(t *testing.T) {
 	dir := t.TempDir()
 	root, sys, table := filepath.Join(dir, "root"), filepath.Join(dir, "sys"), filepath.Join(dir, "mountinfo")
 	long := "m1." + strings.Repeat("0a", 32)
-	for _, d := range []string{root, filepath.Join(sys, "now,live"), filepath.Join(sys, ("now," + long)[:36]), filepath.Join(sys, "old,dead"), filepath.Join(sys, "features")} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
+	if err := os.Mkdir(root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"now,live", ("now," + long)[:36], "old,dead", "features"} {
+		if err := os.MkdirAll(filepath.Join(sys, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}

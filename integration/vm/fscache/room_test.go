@@ -152,9 +152,9 @@ func small(t *testing.T, mebibytes int64) string {
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, mebibytes<<20), os.Mkdir(dir, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range [][]string{{"busybox", "mke2fs", "-F", "-b", "4096", "-I", "256", file}, {"busybox", "mount", "-t", "ext4", "-o", "loop", file, dir}} {
-		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v\n%s", c, err, out)
+	for _, args := range [][]string{{"mke2fs", "-F", "-b", "4096", "-I", "256", file}, {"mount", "-t", "ext4", "-o", "loop", file, dir}} {
+		if out, err := exec.Command("busybox", args...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, out)
 		}
 	}
 	t.Cleanup(func() {

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -294,7 +295,8 @@ func TestFirstOpenFails(t *testing.T) {
 func TestBusy(t *testing.T) {
 	c := open(t)
 	_, err := cachefiles.Open(cachefiles.Options{Dir: c.dir})
-	if want := fmt.Sprintf("fscache.test (process %d)", os.Getpid()); !errors.Is(err, cachefiles.ErrBusy) || !bytes.Contains([]byte(err.Error()), []byte(want)) {
+	want := fmt.Sprintf("fscache.test (process %d)", os.Getpid())
+	if !errors.Is(err, cachefiles.ErrBusy) || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v", err)
 	}
 	t.Log(err)
