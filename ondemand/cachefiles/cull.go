@@ -55,8 +55,9 @@ func (d *Device) about(command, name string) error {
 	return d.command(command + " " + name)
 }
 
-// Sweep culls all cache files that are not in use, and returns how many those are, and how many bytes of the disk they had. What a mount begins to
-// use meanwhile is left alone, or asked for again. Options.Dir must be known, also after Adopt.
+// Sweep culls all cache files that are not in use, and returns how many those are, and how many bytes of the disk they had. Options.Dir must be
+// known, also after Adopt. What is in use is left alone, and what is culled is asked for again by the next mount. But a mount that begins to use
+// a file in the moment in which the kernel removes it fails, or cannot read its data (ENOBUFS): so nothing should be mounted meanwhile.
 //
 // An error is about a single file or directory; the others are swept nevertheless.
 func (d *Device) Sweep() (files int, bytes int64, err error) {
