@@ -197,10 +197,13 @@ func newStore(dir string) *store {
 	return &store{dir: dir, fills: map[string][]span{}, opens: map[string]int{}}
 }
 
+// cacheVariable names a directory on a disk for caches, where that for temporary files is not on one.
+const cacheVariable = "EROFS_VM_CACHE"
+
 // cacheDir is a directory on a disk.
 func cacheDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/var/tmp", "cache-")
+	dir, err := os.MkdirTemp(os.Getenv(cacheVariable), "cache-")
 	if err != nil {
 		t.Fatal(err)
 	}
