@@ -29,8 +29,9 @@ if [ -d /sys/fs/bpf ]; then
 	mount -t cgroup2 cgroup2 /sys/fs/cgroup
 else # without BPF the second version cannot keep containers from devices
 	mount -t tmpfs tmpfs /sys/fs/cgroup
-	for group in cpuset cpu,cpuacct blkio memory devices freezer net_cls pids; do
-		mkdir "/sys/fs/cgroup/$group" && mount -t cgroup -o "$group" cgroup "/sys/fs/cgroup/$group" || rmdir "/sys/fs/cgroup/$group"
+	for group in $(awk 'NR > 1 && $4 { print $1 }' /proc/cgroups); do
+		mkdir "/sys/fs/cgroup/$group"
+		mount -t cgroup -o "$group" cgroup "/sys/fs/cgroup/$group"
 	done
 fi
 mount -t ext4 /dev/vda /state
