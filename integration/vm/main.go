@@ -2,7 +2,7 @@
 // packages. The machines are emulated by QEMU, so they need no KVM, and say nothing about speed. There are two kinds of runs.
 //
 // The static tests, `make vm`, need nothing but the kernel. The machine boots with a root disk that holds busybox, images, and statically linked
-// tests: those of integration/vm/guest, fsbackend, fsbackend/file, fsbackend/probe, integration/vm/fscache, ondemand/cachefiles and snapshotter. It has no
+// tests: those of integration/vm/guest, integration/vm/fscache, and of the packages of the product that mount (prepare.go lists them). It has no
 // access to the host's files.
 //
 //	layers ─converter─► images ─this kernel─► scans ──► plan ─┐
@@ -160,14 +160,14 @@ func try(ctx context.Context, k kernel, plan guest.Plan, disk, logs string) (row
 func testPrograms() []string {
 	var names []string
 	for _, p := range programs {
-		names = append(names, filepath.Base(p)+".test")
+		names = append(names, program(p))
 	}
 	return names
 }
 
 // row is a line of the table in docs/kernels.md.
 func (o outcome) row(plan guest.Plan, err error) string {
-	const tests = "guest.test"
+	tests := guestProgram
 	equal := func(prefix string, of int) string {
 		return fmt.Sprintf("%d of %d equal", o.passedBelow(tests, prefix), of)
 	}

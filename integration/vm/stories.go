@@ -181,8 +181,7 @@ func (r run) script(p place, numbers []int, env ...string) string {
 		for _, e := range st.env {
 			words = append(words, quote(e))
 		}
-		program := p.work + "/" + st.pkg[strings.LastIndex(st.pkg, "/")+1:] + ".test"
-		words = append(words, quote(program), "-test.v", "-test.timeout="+limit.String(), quote("-test.run="+st.test))
+		words = append(words, quote(p.work+"/"+program(st.pkg)), "-test.v", "-test.timeout="+limit.String(), quote("-test.run="+st.test))
 		fmt.Fprintln(&s, strings.Join(words, " "))
 	}
 	return s.String()

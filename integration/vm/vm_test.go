@@ -29,8 +29,8 @@ func TestThisKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := runGuest(t, dir)
-	images := max(o.passedBelow("guest.test", "TestImages/file/"), o.passedBelow("guest.test", "TestImages/loop/"))
-	if stacks := o.passedBelow("guest.test", "TestStacks/"); len(o.failed) > 0 || images != len(p.Images) || stacks != len(p.Stacks) {
+	images := max(o.passedBelow(guestProgram, "TestImages/file/"), o.passedBelow(guestProgram, "TestImages/loop/"))
+	if stacks := o.passedBelow(guestProgram, "TestStacks/"); len(o.failed) > 0 || images != len(p.Images) || stacks != len(p.Stacks) {
 		t.Errorf("%d of %d images and %d of %d stacks are equal; failed: %q", images, len(p.Images), stacks, len(p.Stacks), o.failed)
 	}
 	for name, spoil := range map[string]func(*guest.Plan){
@@ -68,7 +68,7 @@ func find(p *guest.Plan, name string) *guest.Image {
 
 func runGuest(t *testing.T, dir string, args ...string) outcome {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "guest.test"), append(args, "-test.v")...)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, guestProgram), append(args, "-test.v")...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), guest.DirVariable+"="+dir)
 	out, err := cmd.CombinedOutput()
@@ -76,7 +76,7 @@ func runGuest(t *testing.T, dir string, args ...string) outcome {
 		t.Fatal(err)
 	}
 	t.Logf("%s", out)
-	return understand(string(out) + "=== vm: end guest.test 0\n")
+	return understand(string(out) + "=== vm: end "+guestProgram+" 0\n")
 }
 
 func TestUnderstand(t *testing.T) {
