@@ -33,10 +33,10 @@ const (
 // chunks are the sizes of chunks of the layers, one each: less than what is fetched at a time, and more than a reader asks for.
 var chunks = []int{16 << 10, 200_000}
 
-// newLayers makes the layers that a round has, which differ in contents and in the size of chunks.
-func newLayers(t *testing.T) []layer {
+// newLayers makes the layers that a round has, which differ in contents and in the size of chunks. onDemand is how they can be loaded.
+func newLayers(t *testing.T, onDemand testenv.Feature) []layer {
 	t.Helper()
-	testenv.Need(t, testenv.Root, testenv.EROFS, preContent, testenv.Tool("busybox"))
+	testenv.Need(t, testenv.Root, testenv.EROFS, onDemand, testenv.Tool("busybox"))
 	dir := t.TempDir()
 	var layers []layer
 	for i, chunk := range chunks {

@@ -18,6 +18,8 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/file"
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/fscache"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
@@ -37,6 +39,10 @@ type lifeOptions struct {
 	// Registry is the IP:PORT from which layers come, if it is set, instead of files. Deadline is that of faults.
 	Registry string
 	Deadline time.Duration
+	// Cache is the directory for the kernel's cache of files, if layers are mounted over that; Layers is where instances are.
+	Cache, Layers string
+	// Patience is the keeper's.
+	Patience time.Duration
 }
 
 func (o lifeOptions) env(role string) []string {
@@ -60,7 +66,9 @@ func keep() error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
-	return keeper.Serve(context.Background(), keeper.Options{Address: o.Keeper, Ready: func() { fmt.Println("ready") }, Log: newLog()})
+	return keeper.Serve(context.Background(), keeper.Options{
+		Address: o.Keeper, Patience: o.Patience, Ready: func() { fmt.Println("ready") }, Log: newLog(),
+	})
 }
 
 // life is a process that serves. It reads commands, one in a line, when it is told to begin:
@@ -68,22 +76,26 @@ func keep() error {
 //	begin               connects to the keeper, and serves what that holds: "ready"
 //	mount DIR TARGET    mounts the instance in DIR: "mounted TARGET"
 //	left NAME DIR       an instance has left the store, and is in DIR now
+//	recorded NAME       that an instance is complete
 //
 // and says besides:
 //
 //	answered                            the first answer was given
-//	counts INHERITED LATE REFUSED NOTICES
-//	complete NAME                       all data of an instance are there
+//	counts INHERITED LATE REFUSED NOTICES ASKED
+//	complete NAME                       all data of an instance are there, and that is to be recorded
 //	gone DIR                            nobody reads any more from what has left
 //
-// SIGTERM ends it in order, the end of its standard input at once.
+// SIGTERM ends it in order, the end of its standard input at once. Over the kernel's cache, INHERITED is what a successor would inherit now.
 type life struct {
 	o       lifeOptions
 	log     *slog.Logger
 	watcher *watch.Watcher
-	backend *file.Backend
+	backend fsbackend.Backend
 	source  func(layerstore.Instance) ondemand.Source
 	said    sync.Mutex
+
+	mu       sync.Mutex
+	recorded map[string][]chan struct{} // closed when it is
 }
 
 func live() error {
@@ -91,7 +103,7 @@ func live() error {
 	if err != nil {
 		return err
 	}
-	l := &life{o: o, log: newLog(), backend: file.New(file.Options{Mode: file.File})}
+	l := &life{o: o, log: newLog(), backend: file.New(file.Options{Mode: file.File}), recorded: map[string][]chan struct{}{}}
 	if l.source, err = newSource(o); err != nil {
 		return err
 	}
@@ -109,11 +121,19 @@ func (l *life) run(ctx context.Context, commands *bufio.Scanner) error {
 	engine := ondemand.New(ondemand.Options{
 		NewDecoder: func() ondemand.Decoder { return new(layerstore.Decoder) }, Deadline: l.o.Deadline, Log: l.log,
 	})
-	l.watcher = watch.New(watch.Options{
+	options := watch.Options{
 		Engine: engine, Syncer: syncer, Keeper: l.o.Keeper, Log: l.log,
 		Describe: l.describe,
 		Gone:     func(dir string) { l.say("gone", dir) },
-	})
+	}
+	if l.o.Cache != "" {
+		options.Cache = l.cacheOptions()
+		l.backend = fscache.New(l.backend)
+	}
+	l.watcher = watch.New(options)
+	if l.o.Cache != "" {
+		l.watcher.UseCache()
+	}
 	working, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var running sync.WaitGroup
@@ -132,6 +152,15 @@ func (l *life) run(ctx context.Context, commands *bufio.Scanner) error {
 	stop()
 	running.Wait()
 	return err
+}
+
+// cacheOptions are as the daemon has them.
+func (l *life) cacheOptions() watch.CacheOptions {
+	meta, data := fscache.TrialImage()
+	return watch.CacheOptions{
+		Dir: l.o.Cache, Find: func(instance string) string { return filepath.Join(l.o.Layers, instance) }, TrialMeta: meta, TrialData: data,
+		Try: func(ctx context.Context, c watch.Cookies) error { return fscache.Try(ctx, fsbackend.Cookies(c)) },
+	}
 }
 
 func (l *life) say(words ...any) {
@@ -153,9 +182,26 @@ func (l *life) obey(ctx context.Context, commands *bufio.Scanner) {
 			}
 		case "left":
 			l.watcher.Left(words[1], words[2])
+		case "recorded":
+			l.mu.Lock()
+			for _, recorded := range l.recorded[words[1]] {
+				close(recorded)
+			}
+			delete(l.recorded, words[1])
+			l.mu.Unlock()
 		}
 	}
 	os.Exit(0)
+}
+
+// complete returns when it is recorded that an instance is complete: from then on it is read without anybody who answers.
+func (l *life) complete(id layerstore.ID) {
+	recorded := make(chan struct{})
+	l.mu.Lock()
+	l.recorded[string(id)] = append(l.recorded[string(id)], recorded)
+	l.mu.Unlock()
+	l.say("complete", id)
+	<-recorded
 }
 
 func (l *life) mount(ctx context.Context, dir, target string) error {
@@ -173,6 +219,10 @@ func (l *life) mount(ctx context.Context, dir, target string) error {
 	}
 	if how != nil {
 		image.Check = how.Check
+		if how.Cookies != nil {
+			cookies := fsbackend.Cookies(*how.Cookies)
+			image.Cookies = &cookies
+		}
 	}
 	return l.backend.Mount(ctx, image, target)
 }
@@ -184,8 +234,9 @@ func (l *life) describe(dir string) (watch.Layer, error) {
 	}
 	return watch.Layer{
 		Name: string(inst.ID), ID: inst.ID.Bytes(), Dir: dir, Digest: inst.Layer.String(), Origin: "origin", Source: l.source(inst),
+		Partial: inst.Partial(),
 		Complete: func() error {
-			l.say("complete", inst.ID)
+			l.complete(inst.ID)
 			return nil
 		},
 	}, nil
@@ -193,26 +244,30 @@ func (l *life) describe(dir string) (watch.Layer, error) {
 
 // reportTo says what is worth knowing of the requests as soon as it is known.
 func (l *life) reportTo(ctx context.Context) {
-	ticker := time.NewTicker(500 * time.Microsecond)
+	ticker := time.NewTicker(500 * time.Microsecond * testenv.Slow)
 	defer ticker.Stop()
 	var answered bool
-	var said [4]uint64
+	var said [5]uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		var now [4]uint64
+		var now [5]uint64
 		var answers uint64
 		for _, r := range l.watcher.Reports() {
 			q := r.Requests
 			answers += q.Hits.Count + q.Fills.Count
-			now = [4]uint64{now[0] + q.Inherited, now[1] + q.Late, now[2] + q.Refused, now[3] + q.Notices}
+			inherited := q.Inherited
+			if l.o.Cache != "" {
+				inherited = uint64(len(q.InFlight))
+			}
+			now = [5]uint64{now[0] + inherited, now[1] + q.Late, now[2] + q.Refused, now[3] + q.Notices, now[4] + q.Events}
 		}
-		if now != said && now[0] >= said[0] { // what is closed is not counted any more
+		if now != said && now[4] >= said[4] { // what is closed is not counted any more
 			said = now
-			l.say("counts", now[0], now[1], now[2], now[3])
+			l.say("counts", now[0], now[1], now[2], now[3], now[4])
 		}
 		if answers > 0 && !answered {
 			answered = true

@@ -32,6 +32,8 @@ type habits struct {
 	long      time.Duration
 	// idle is the life in which nobody gets an answer.
 	idle time.Duration
+	// stretch is how much longer all lives are; 0 is 1.
+	stretch time.Duration
 }
 
 // lives starts processes that serve, one after another, and ends them.
@@ -58,7 +60,7 @@ type lives struct {
 	asking   time.Duration // from then to the first answer
 }
 
-type counts struct{ inherited, late, refused, notices int }
+type counts struct{ inherited, late, refused, notices, asked int }
 
 // process is a life, as seen from outside.
 type process struct {
@@ -71,6 +73,7 @@ type process struct {
 }
 
 func newLives(h habits, o lifeOptions, log *os.File, fail func(error)) *lives {
+	h.stretch = max(h.stretch, 1)
 	return &lives{habits: h, o: o, log: log, fail: fail, wants: map[string]string{}, mounted: make(chan struct{}), over: make(chan struct{})}
 }
 
@@ -112,7 +115,7 @@ func (l *lives) hear(p *process, words []string) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		c := &p.counts
-		if _, err := fmt.Sscan(strings.Join(words[1:], " "), &c.inherited, &c.late, &c.refused, &c.notices); err != nil {
+		if _, err := fmt.Sscan(strings.Join(words[1:], " "), &c.inherited, &c.late, &c.refused, &c.notices, &c.asked); err != nil {
 			l.fail(err)
 		}
 	case "mounted":
@@ -121,6 +124,9 @@ func (l *lives) hear(p *process, words []string) {
 		delete(l.wants, words[1])
 		close(l.mounted)
 		l.mounted = make(chan struct{})
+	case "complete":
+		l.heard(words[0], words[1:])
+		l.tell(p, "recorded", words[1])
 	default:
 		l.heard(words[0], words[1:])
 	}
@@ -181,7 +187,7 @@ func (l *lives) tell(p *process, words ...string) {
 func (l *lives) live(ctx context.Context, p *process) os.Signal {
 	if rand.IntN(oneIsShort) == 0 {
 		l.count(&l.others)
-		time.Sleep(rand.N(killAfter))
+		time.Sleep(rand.N(killAfter * l.stretch))
 		return unix.SIGKILL
 	}
 	began := time.Now()
@@ -197,7 +203,7 @@ func (l *lives) live(ctx context.Context, p *process) os.Signal {
 	l.mu.Lock()
 	l.asking += time.Since(began)
 	l.mu.Unlock()
-	wait := killAfter + rand.N(killUntil-killAfter)
+	wait := (killAfter + rand.N(killUntil-killAfter)) * l.stretch
 	if rand.IntN(l.oneIsLong) == 0 {
 		wait += rand.N(l.long)
 	}
@@ -268,6 +274,7 @@ func (l *lives) end(p *process, by os.Signal) error {
 	l.counts.late += p.counts.late
 	l.counts.refused += p.counts.refused
 	l.counts.notices += p.counts.notices
+	l.counts.asked += p.counts.asked
 	return nil
 }
 

@@ -1,7 +1,7 @@
 // Package lazytorture kills the process that serves lazy layers, again and again, while programs read from them. It stands without
 // containerd and registry, so that a life of the process takes a tenth of a second and holes can be wherever somebody reads.
 //
-//	test ──starts──► keeper                      one for each filesystem; holds groups and journals
+//	test ──starts──► keeper                      one for each filesystem; holds groups and journals, or the device of the kernel's cache
 //	     ──starts──► lives, one after another    package watch, as the daemon has it; killed 10 to 50 ms after its first answer
 //	     ──starts──► readers                     random, mmap, sequential, exec; each on all of a fresh layer: a pass
 //
@@ -57,7 +57,7 @@ func times(short, long int) int {
 // TestKills: readers notice nothing but the time.
 func TestKills(t *testing.T) {
 	t.Parallel()
-	layers := newLayers(t)
+	layers := newLayers(t, preContent)
 	for _, filesystem := range []string{"ext4", "xfs", "btrfs"} {
 		t.Run(filesystem, func(t *testing.T) {
 			t.Parallel()
@@ -72,7 +72,7 @@ func TestKills(t *testing.T) {
 // TestKillsAndFaults: the registry fails, stalls and sends wrong bytes, too. Readers get an error only after the deadline.
 func TestKillsAndFaults(t *testing.T) {
 	t.Parallel()
-	layers := newLayers(t)
+	layers := newLayers(t, preContent)
 	torture(t, "ext4", layers, options{
 		kills: times(20, 1000), passes: times(1, 3),
 		habits:   habits{oneIsLong: 4, long: 2 * time.Second, idle: 3 * time.Second},
@@ -83,6 +83,7 @@ func TestKillsAndFaults(t *testing.T) {
 // torture goes on until there were enough kills and passes.
 func torture(t *testing.T, filesystem string, layers []layer, o options) {
 	w := newWorld(t, filesystem, layers, o)
+	w.startLives()
 	began := time.Now()
 	for n := 0; (n < o.passes || w.lives.kills() < o.kills) && !t.Failed(); n++ {
 		w.round()

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,10 @@ type options struct {
 	// registry, if it is set, is where layers come from, and deadline the time after which reads may fail.
 	registry *registry
 	deadline time.Duration
+	// fscache has layers mounted over the kernel's cache of files.
+	fscache bool
+	// patience is the keeper's; 0 is its own.
+	patience time.Duration
 	// kills and passes of each reader are how many there are at least.
 	kills, passes int
 }
@@ -45,8 +50,12 @@ type world struct {
 	store  *layerstore.Store
 	keeper string
 	lives  *lives
-	log    string
-	o      options
+	// keeperProcess is the last keeper that was started.
+	keeperProcess *exec.Cmd
+	begun         atomic.Int64 // readers that have read something
+	failing       atomic.Bool  // reads may fail
+	log           string
+	o             options
 
 	mu       sync.Mutex
 	complete map[layerstore.ID]bool
@@ -77,36 +86,40 @@ func newWorld(t *testing.T, filesystem string, layers []layer, options options) 
 		}
 	})
 
-	o := lifeOptions{Keeper: w.keeper, Blobs: map[string]string{}, Delay: true}
+	o := lifeOptions{Keeper: w.keeper, Blobs: map[string]string{}, Delay: true, Patience: options.patience}
+	root := filepath.Join(w.dir, "root")
+	if options.fscache {
+		o.Cache, o.Layers = filepath.Join(w.dir, cacheIn), filepath.Join(root, "layers")
+	}
 	for _, l := range layers {
 		o.Blobs[l.Digest.String()] = l.path
 	}
 	if options.registry != nil {
 		o.Registry, o.Deadline = options.registry.addr(), options.deadline
 	}
-	w.startKeeper(o, log)
 	w.lives = newLives(options.habits, o, log, func(err error) { t.Errorf("%v", err) })
 	w.lives.heard = w.heard
-	w.store, err = layerstore.Open(filepath.Join(w.dir, "root"), layerstore.Options{
+	w.startKeeper()
+	w.store, err = layerstore.Open(root, layerstore.Options{
 		Log:  slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Left: func(inst layerstore.Instance, dir string) { w.lives.left(string(inst.ID), dir) },
 	})
 	must(t, err)
 	t.Cleanup(func() { must(t, w.store.Close()) })
-	w.startLives()
 	return w
 }
 
-func (w *world) startKeeper(o lifeOptions, log *os.File) {
+func (w *world) startKeeper() {
 	w.t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env, cmd.Stderr = o.env("keeper"), log
+	cmd.Env, cmd.Stderr = w.lives.o.env("keeper"), w.lives.log
 	out, err := cmd.StdoutPipe()
 	must(w.t, err)
 	in, err := cmd.StdinPipe()
 	must(w.t, err)
 	must(w.t, cmd.Start())
 	w.t.Cleanup(func() { in.Close(); cmd.Wait() })
+	w.keeperProcess = cmd
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		w.t.Fatalf("the keeper says %q: %v", line, err)
 	}
@@ -149,8 +162,8 @@ type instance struct {
 }
 
 // round makes a fresh instance of each layer and has it read, in all ways at once, while lives are ended. The last instance is taken out of
-// the store meanwhile. Then a life is spared, and everything is read once more: what has stayed in the store is complete then, and is read
-// without anybody who answers. In the end the keeper must hold nothing.
+// the store meanwhile, but over the kernel's cache, where what is mounted stays. Then a life is spared, and everything is read once more: what
+// has stayed in the store is complete then, and is read without anybody who answers. In the end the keeper must hold nothing.
 func (w *world) round() {
 	w.t.Helper()
 	var all []*instance
@@ -166,7 +179,6 @@ func (w *world) round() {
 		}
 	}()
 	must(w.t, w.lives.mount(targets))
-	first, last := all[0], all[len(all)-1]
 
 	var readers sync.WaitGroup
 	for _, in := range all {
@@ -174,34 +186,45 @@ func (w *world) round() {
 			readers.Go(func() { w.reader(way, in) })
 		}
 	}
-	time.Sleep(rand.N(time.Second))
-	w.lives.connecting.Lock()
-	last.pin.Release()
-	if err := w.store.Discard(last.id); err != nil {
-		w.t.Error(err)
+	stay := all
+	if !w.o.fscache {
+		time.Sleep(rand.N(time.Second))
+		stay = all[:len(all)-1]
+		w.takeOut(all[len(all)-1])
 	}
-	w.lives.connecting.Unlock()
 	readers.Wait()
 	if w.t.Failed() {
 		return
 	}
-	w.settle(first, last)
+	w.settle(all, stay)
 }
 
-// settle has the instances of a round end.
-func (w *world) settle(first, last *instance) {
+// takeOut takes an instance out of the store that is mounted.
+func (w *world) takeOut(in *instance) {
+	w.lives.connecting.Lock()
+	defer w.lives.connecting.Unlock()
+	in.pin.Release()
+	if err := w.store.Discard(in.id); err != nil {
+		w.t.Error(err)
+	}
+}
+
+// settle has the instances of a round end. Some stay in the store until then.
+func (w *world) settle(all, stay []*instance) {
 	w.t.Helper()
 	w.setCalm(true)
-	w.reader("alone", first)
-	within(w.t, patient, "instance is complete", func() error {
-		err := w.isComplete(first)
-		if err != nil && w.o.registry != nil { // it has just begun to be good
-			w.reader("alone", first)
-		}
-		return err
-	})
-	w.reader("alone", first)
-	for _, in := range []*instance{first, last} {
+	for _, in := range stay {
+		w.reader("alone", in)
+		within(w.t, patient, "instance is complete", func() error {
+			err := w.isComplete(in)
+			if err != nil && w.o.registry != nil { // it has just begun to be good
+				w.reader("alone", in)
+			}
+			return err
+		})
+		w.reader("alone", in)
+	}
+	for _, in := range all {
 		must(w.t, unix.Unmount(in.root, 0))
 	}
 	within(w.t, patient, "keeper holds nothing", func() error {
@@ -211,9 +234,14 @@ func (w *world) settle(first, last *instance) {
 		}
 		return err
 	})
+	if w.o.fscache {
+		w.emptiesCache() // or the next round would find everything there
+	}
 	w.setCalm(false)
 	w.checkFailures()
-	w.discard(first)
+	for _, in := range stay {
+		w.discard(in)
+	}
 }
 
 // setCalm has nothing happen to lives and requests, or again what is to happen.
@@ -277,8 +305,8 @@ func (w *world) report(took time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := max(l.killed+l.others, 1)
-	w.t.Logf("%s: %d kills and %d other ends in %v; inherited %d events (%d answered late); passes %v, reads %v; longest wait %v; %d orphans; "+
-		"ready after %v, first answer %v later", w.name, l.killed, l.others, took.Round(time.Second), l.counts.inherited, l.counts.late, w.passes,
+	w.t.Logf("%s: %d kills and %d other ends in %v; inherited %d of %d events (%d answered late); passes %v, reads %v; longest wait %v; %d orphans; "+
+		"ready after %v, first answer %v later", w.name, l.killed, l.others, took.Round(time.Second), l.counts.inherited, l.counts.asked, l.counts.late, w.passes,
 		w.reads, w.longest, w.orphans, (l.starting / time.Duration(n)).Round(time.Millisecond),
 		(l.asking / time.Duration(n)).Round(time.Millisecond))
 	if l.counts.refused+l.counts.notices > 0 {

@@ -72,6 +72,9 @@ var allStories = []story{
 	{name: "walk of a tree", pkg: stories, test: "^TestLazyWalk$", images: []string{"nginx-estargz"}, modes: lazy},
 	{name: "power cut under readers", pkg: stories, test: "^TestCut$", images: []string{"nginx-estargz", "nginx-gzip"}, modes: lazy, cut: true},
 	{name: "torture by kills, ext4", pkg: "integration/lazytorture", test: "^TestKills$/^ext4$", modes: []string{"fanotify"}},
+	{name: "torture by kills over fscache, ext4", pkg: "integration/lazytorture", test: "^TestKillsFscache$", modes: []string{"fscache"}, env: long},
+	{name: "torture: daemon and keeper lost together", pkg: "integration/lazytorture", test: "^TestLossFscache$", modes: []string{"fscache"}},
+	{name: "torture: no daemon for too long", pkg: "integration/lazytorture", test: "^TestPatienceFscache$", modes: []string{"fscache"}},
 }
 
 // shortStories has one story for each mode, for every change: those that show most in the least time.
