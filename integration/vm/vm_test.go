@@ -76,7 +76,7 @@ func runGuest(t *testing.T, dir string, args ...string) outcome {
 		t.Fatal(err)
 	}
 	t.Logf("%s", out)
-	return understand(string(out) + "=== vm: end "+guestProgram+" 0\n")
+	return understand(string(out) + "=== vm: end " + guestProgram + " 0\n")
 }
 
 func TestUnderstand(t *testing.T) {

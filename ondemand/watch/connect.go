@@ -239,6 +239,8 @@ func (w *Watcher) reconnect(ctx context.Context) error {
 		if err := c.hold(ctx, client); err != nil {
 			return errors.Join(err, client.Close())
 		}
+	} else if w.overCache.Load() { // whoever had it may have gone
+		w.provideCache(ctx, client)
 	}
 	w.setKeeper(client)
 	w.dropLeft() // what became complete meanwhile
