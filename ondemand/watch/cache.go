@@ -66,12 +66,13 @@ type cache struct {
 	note   cacheNote
 	device *cachefiles.Device
 
-	mu       sync.Mutex
-	held     bool            // by the keeper
-	prepared time.Time       // the last mount
-	known    map[string]bool // instances at the last look
-	culled   int64           // bytes
-	full     bool            // the kernel wanted space at the last look
+	mu        sync.Mutex
+	held      bool            // by the keeper
+	prepared  time.Time       // the last mount
+	known     map[string]bool // instances at the last look
+	unmounted time.Time       // when one was last not mounted any more
+	culled    int64           // bytes
+	full      bool            // the kernel wanted space at the last look
 }
 
 // UseCache has instances mounted over the kernel's cache from now on. Connect must follow.
@@ -317,13 +318,6 @@ func (c *cache) look() {
 		c.w.o.Log.Warn("cannot find out what is mounted over fscache", "cause", err)
 		return
 	}
-	c.mu.Lock()
-	fewer := false
-	for name := range c.known {
-		fewer = fewer || !mounted[name]
-	}
-	c.known = mounted
-	c.mu.Unlock()
 	if len(mounted) == 0 {
 		c.release()
 	}
@@ -331,10 +325,7 @@ func (c *cache) look() {
 	if err != nil {
 		c.w.o.Log.Warn("cannot find out whether the kernel wants space", "cause", err)
 	}
-	c.mu.Lock()
-	c.full = full
-	c.mu.Unlock()
-	if !fewer && !full {
+	if !c.due(mounted, full) {
 		return
 	}
 	files, bytes, err := c.device.Sweep()
@@ -346,6 +337,26 @@ func (c *cache) look() {
 	} else if files > 0 {
 		c.w.o.Log.Info("cache of files culled", "files", files, "bytes", bytes)
 	}
+}
+
+const (
+	// sweepTime is for how long files may appear of what was unmounted: the kernel gives them names some time after.
+	sweepTime = 10 * time.Second
+	// sweepAfter is how long nothing is swept after a mount was prepared: one that opens a file just when it is culled fails.
+	sweepAfter = 5 * time.Second
+)
+
+// due says whether files may be there that nobody uses. It is called at each look.
+func (c *cache) due(mounted map[string]bool, full bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name := range c.known {
+		if !mounted[name] {
+			c.unmounted = time.Now()
+		}
+	}
+	c.known, c.full = mounted, full
+	return full || time.Since(c.unmounted) < sweepTime+sweepAfter && time.Since(c.prepared) > sweepAfter
 }
 
 // release has the keeper give the device up: nothing is mounted, and so nothing is to be answered. A keeper that holds nothing can end.
