@@ -33,13 +33,13 @@ const (
 // chunks are the sizes of chunks of the layers, one each: less than what is fetched at a time, and more than a reader asks for.
 var chunks = []int{16 << 10, 200_000}
 
-// newLayers makes the layers that a round has, which differ in contents and in the size of chunks. onDemand is how they can be loaded.
-func newLayers(t *testing.T, onDemand testenv.Feature) []layer {
+// newLayers makes the layers that a round has, which differ in contents and in the size of chunks, or as many. onDemand is how they can be loaded.
+func newLayers(t *testing.T, onDemand testenv.Feature, n int) []layer {
 	t.Helper()
 	testenv.Need(t, testenv.Root, testenv.EROFS, onDemand, testenv.Tool("busybox"))
 	dir := t.TempDir()
 	var layers []layer
-	for i, chunk := range chunks {
+	for i, chunk := range chunks[:n] {
 		l := layer{seed: uint64(i + 1), path: filepath.Join(dir, fmt.Sprintf("layer%d", i))}
 		l.Layer = stargzlayer.Pack(t, archive(l.seed), estargz.WithChunkSize(chunk))
 		must(t, os.WriteFile(l.path, l.Blob, 0o600))

@@ -103,7 +103,7 @@ func (r *reader) timed(i int, what string, off int64, do func() error) {
 	err := do()
 	r.threads[i].since.Store(0)
 	r.reads.Add(1)
-	failed := errors.Is(err, unix.EIO)
+	failed := isFailure(err)
 	if failed || time.Since(began) >= slow {
 		fmt.Println("slow", began.UnixMilli(), time.Now().UnixMilli(), failed, what, off)
 	}
@@ -111,6 +111,9 @@ func (r *reader) timed(i int, what string, off int64, do func() error) {
 		fmt.Println("wrong", what, off, err)
 	}
 }
+
+// isFailure says that the kernel cannot have what is read. Of a cache that was lost it says ENOBUFS at times.
+func isFailure(err error) bool { return errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOBUFS) }
 
 // inThreads has n things done by all threads, in the order in which they are.
 func (r *reader) inThreads(n int, do func(thread, i int)) {
@@ -348,7 +351,7 @@ func runs(want string, command ...string) error {
 	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
 	var exit *exec.ExitError
 	switch {
-	case errors.Is(err, unix.EIO), strings.Contains(string(out), "Input/output error"):
+	case isFailure(err), strings.Contains(string(out), "Input/output error"), strings.Contains(string(out), "No buffer space"):
 		return unix.EIO
 	case errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGBUS:
 		return unix.EIO // of a page of the program

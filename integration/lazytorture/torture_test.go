@@ -57,7 +57,7 @@ func times(short, long int) int {
 // TestKills: readers notice nothing but the time.
 func TestKills(t *testing.T) {
 	t.Parallel()
-	layers := newLayers(t, preContent)
+	layers := newLayers(t, preContent, len(chunks))
 	for _, filesystem := range []string{"ext4", "xfs", "btrfs"} {
 		t.Run(filesystem, func(t *testing.T) {
 			t.Parallel()
@@ -72,7 +72,7 @@ func TestKills(t *testing.T) {
 // TestKillsAndFaults: the registry fails, stalls and sends wrong bytes, too. Readers get an error only after the deadline.
 func TestKillsAndFaults(t *testing.T) {
 	t.Parallel()
-	layers := newLayers(t, preContent)
+	layers := newLayers(t, preContent, len(chunks))
 	torture(t, "ext4", layers, options{
 		kills: times(20, 1000), passes: times(1, 3),
 		habits:   habits{oneIsLong: 4, long: 2 * time.Second, idle: 3 * time.Second},
@@ -87,6 +87,7 @@ func torture(t *testing.T, filesystem string, layers []layer, o options) {
 	began := time.Now()
 	for n := 0; (n < o.passes || w.lives.kills() < o.kills) && !t.Failed(); n++ {
 		w.round()
+		t.Logf("%s: %d kills after %v", filesystem, w.lives.kills(), time.Since(began).Round(time.Second))
 	}
 	w.report(time.Since(began))
 }
