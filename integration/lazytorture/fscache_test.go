@@ -95,6 +95,7 @@ func TestPatienceFscache(t *testing.T) {
 	p := w.begin()
 	in := w.make(layers[0], filepath.Join(w.dir, "mount"))
 	w.mountAt(in)
+	w.reader("open", in) // so that data is what is missing
 	for range 3 {
 		must(t, w.lives.end(p, unix.SIGKILL))
 		w.failing.Store(true)

@@ -40,7 +40,7 @@ type reader struct {
 // thread is one that reads.
 type thread struct{ since atomic.Int64 } // when its read began, in nanoseconds; 0: it does not read
 
-// ways are how readers read. All but the last are ways to read beside others.
+// ways are how readers read. All but alone are ways to read beside others. open reads metadata only.
 var ways = map[string]struct {
 	threads int
 	read    func(*reader)
@@ -50,6 +50,7 @@ var ways = map[string]struct {
 	"sequential": {2, (*reader).sequential},
 	"alone":      {2, (*reader).alone},
 	"exec":       {2, (*reader).exec},
+	"open":       {1, func(r *reader) { r.openAll(unix.FADV_RANDOM) }},
 }
 
 const (
