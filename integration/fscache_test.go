@@ -17,8 +17,11 @@ import (
 // Stories of what is particular to mounts over fscache. They are told in virtual machines (integration/vm), whose kernels have it: elsewhere they do
 // nothing. The others are those of all lazy layers.
 
-// overFscache are the names of the superblocks over fscache, and of the files in its caches that have one.
-func (s *story) overFscache() (superblocks, files []string) {
+// overFscache says that layers with missing data are mounted over fscache.
+func overFscache() bool { return lab.LazyMode() == "fscache" }
+
+// cached are the names of the superblocks over fscache, and of the files in its caches that have one.
+func (s *story) cached() (superblocks, files []string) {
 	s.t.Helper()
 	all, err := filepath.Glob("/sys/fs/erofs/*,*")
 	s.must(err)
@@ -33,11 +36,11 @@ func (s *story) overFscache() (superblocks, files []string) {
 // TestFscacheLife: the layers of an image are mounted in one domain. Removed under a container they stay until it ends; then all of them goes: superblocks,
 // what the kernel has copied of them, and the keeper's hold on the device.
 func TestFscacheLife(t *testing.T) {
-	if lab.LazyMode() != "fscache" {
+	if !overFscache() {
 		return
 	}
 	s, ref := newLazyBox(t, "")
-	superblocks, _ := s.overFscache()
+	superblocks, _ := s.cached()
 	domains := map[string]bool{}
 	for _, name := range superblocks {
 		domain, _, _ := strings.Cut(name, ",")
@@ -65,7 +68,7 @@ func TestFscacheLife(t *testing.T) {
 	s.readsRight("box")
 	s.end("box")
 	s.within(10*time.Second, "all released", func() error {
-		superblocks, files := s.overFscache()
+		superblocks, files := s.cached()
 		err := s.leftovers()
 		if len(superblocks)+len(files) > 0 {
 			err = errors.Join(err, fmt.Errorf("superblocks %q, files %q", superblocks, files))
@@ -77,7 +80,7 @@ func TestFscacheLife(t *testing.T) {
 // TestFscacheBusy: the device has one user. If that is another program, check and the log name it, layers are pulled as a whole, and fallbacks say so.
 // Once it has gone, the next daemon loads on demand.
 func TestFscacheBusy(t *testing.T) {
-	if lab.LazyMode() != "fscache" {
+	if !overFscache() {
 		return
 	}
 	const image = "nginx-" + estargzFormat
@@ -108,7 +111,7 @@ func TestFscacheBusy(t *testing.T) {
 	s.restartsDaemon(s.StopSnapshotter)
 	s.must(s.tryPull(ref))
 	s.startIdle(ref, "box")
-	if superblocks, _ := s.overFscache(); len(superblocks) == 0 {
+	if superblocks, _ := s.cached(); len(superblocks) == 0 {
 		t.Error("nothing is mounted over fscache")
 	}
 	s.endsWithNothing(ref, "box")

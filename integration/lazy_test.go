@@ -177,10 +177,15 @@ func TestLazyBackground(t *testing.T) {
 		return err
 	})
 	s.StopRegistry()
-	s.must(s.StopSnapshotter())
-	s.must(s.KillKeeper())
-	s.readsRight("box")
-	s.must(s.StartSnapshotter(s.ctx))
+	if overFscache() { // the kernel goes on asking, for what it has no copy of
+		s.restartsDaemon(s.KillSnapshotter)
+		s.readsRight("box")
+	} else {
+		s.must(s.StopSnapshotter())
+		s.must(s.KillKeeper())
+		s.readsRight("box")
+		s.must(s.StartSnapshotter(s.ctx))
+	}
 	s.endsWithNothing(ref, "box")
 }
 
@@ -278,8 +283,11 @@ func TestLazyRemoval(t *testing.T) {
 	s.ctr("snapshots", "--snapshotter", s.Plugin(), "rm", "box")
 	s.removeImages(ref)
 	s.within(releaseTime, "layers gone", func() error {
-		if left := s.instances(); len(left) > 0 {
+		if left := s.instances(); len(left) > 0 && !overFscache() { // where they stay, without a mount
 			return fmt.Errorf("layers %q", left)
+		}
+		if points := s.layerMounts(); len(points) > 0 {
+			return fmt.Errorf("mounted: %q", points)
 		}
 		return nil
 	})
