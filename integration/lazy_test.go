@@ -134,8 +134,20 @@ func newLazyBox(t *testing.T, daemonConfig string) (s *story, ref string) {
 	const image = "nginx-" + estargzFormat
 	s = newLazyStory(t, storyTime, lab.Options{Images: []string{image}, DaemonConfig: daemonConfig})
 	ref = s.pull(image)
+	s.must(s.neverWhole())
 	s.startIdle(ref, "box")
 	return s, ref
+}
+
+// neverWhole is an error if a layer was pulled as a whole although it could have been lazy: what is told of it then proves nothing.
+func (s *story) neverWhole() error {
+	status, err := s.status()
+	for reason, f := range status.LazyFallbacks {
+		if reason != "small" && reason != "no-index" {
+			err = errors.Join(err, fmt.Errorf("%d layers were pulled as a whole (%s): %s", f.Count, reason, f.Cause))
+		}
+	}
+	return err
 }
 
 // endsWithNothing ends containers, removes their image, and expects that nothing of them is left.

@@ -34,7 +34,9 @@ func (c *conn) peerOf() (process, error) {
 		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil {
 			return
 		}
-		p.pidfd, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		if p.pidfd, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD); errors.Is(err, unix.ENOPROTOOPT) {
+			p.pidfd, err = openPeer(int(fd), int(cred.Pid))
+		}
 	})
 	if err := errors.Join(err, controlErr); err != nil {
 		return process{}, fmt.Errorf("credentials of the other side: %w", err)
@@ -51,6 +53,23 @@ func (c *conn) peerOf() (process, error) {
 	}
 	p.close()
 	return process{}, err
+}
+
+// openPeer is for kernels before 6.5, which have no SO_PEERPIDFD. The number can mean another process only if the one that has connected is gone; then
+// its end of the connection is closed, which no other process has.
+func openPeer(fd, pid int) (pidfd int, err error) {
+	if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+		return -1, err
+	}
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	if _, err = unix.Poll(fds, 0); err == nil && fds[0].Revents&(unix.POLLHUP|unix.POLLRDHUP|unix.POLLERR) != 0 {
+		err = unix.ESRCH
+	}
+	if err != nil {
+		unix.Close(pidfd)
+		return -1, err
+	}
+	return pidfd, nil
 }
 
 func (p process) close() { closeAll([]int{p.pidfd}) }
