@@ -68,13 +68,12 @@ type dataObject struct {
 	key cachefiles.Key
 
 	mu    sync.Mutex
-	from  blobFile
-	older []*os.File // that somebody may still read from
+	whole *os.File // in which nothing is missing; nil until it is needed
 }
 
 // blobFile is a data blob and who fills it.
 type blobFile struct {
-	file *os.File
+	file *os.File // of by, which may close it
 	by   *watched // nil: nothing is missing
 }
 
@@ -82,18 +81,17 @@ func (o *dataObject) Size() int64 { return o.key.Size }
 
 // Fill implements cachefiles.Object.
 func (o *dataObject) Fill(ctx context.Context, off, n int64) error {
-	from, err := o.find()
-	if err != nil || from.by == nil {
-		return err
+	for {
+		from, err := o.find()
+		if err != nil || from.by == nil {
+			return err
+		}
+		err = from.by.asks.fill(ctx, from.by.fill, off, n)
+		if err == nil || !from.by.closed.Load() || ctx.Err() != nil {
+			return err
+		}
+		// All data have come meanwhile, or there are other files.
 	}
-	err = from.by.asks.fill(ctx, from.by.fill, off, n)
-	if err == nil || !from.by.isClosed() {
-		return err
-	}
-	if from, err = o.find(); err != nil || from.by == nil { // all data have come meanwhile, or there are other files
-		return err
-	}
-	return from.by.asks.fill(ctx, from.by.fill, off, n)
 }
 
 // errChanged says that what was filled is not what would be read. The kernel asks again.
@@ -101,61 +99,84 @@ var errChanged = errors.New("the files of the layer were replaced meanwhile")
 
 // ReadAt implements cachefiles.Object.
 func (o *dataObject) ReadAt(p []byte, off int64) (int, error) {
-	from, err := o.find()
-	if err != nil {
-		return 0, err
-	}
-	if from.by != nil && !from.by.fill.Ready(off, int64(len(p))) {
-		if from, err = o.find(); err != nil || from.by != nil {
-			return 0, errors.Join(errChanged, err)
+	for {
+		from, err := o.find()
+		if err != nil {
+			return 0, err
+		}
+		if from.by == nil {
+			return from.file.ReadAt(p, off)
+		}
+		n := 0
+		if err = errChanged; from.by.fill.Ready(off, int64(len(p))) {
+			n, err = from.file.ReadAt(p, off)
+		}
+		if err == nil || !from.by.closed.Load() {
+			return n, err
 		}
 	}
-	return from.file.ReadAt(p, off)
 }
 
-// find returns the files that the instance has now.
+// find returns the files that the instance has now. While data are missing that is the open file that they are written through: reads through one
+// that was opened later could have to wait for a fanotify group of ours, see kernel.md 2.8, and so for this process when it ends.
 func (o *dataObject) find() (blobFile, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	w := o.c.w
 	w.mu.Lock()
 	by := w.current[o.key.Instance]
 	w.mu.Unlock()
-	if o.from.file != nil && by == o.from.by {
-		return o.from, nil
+	if by != nil && !by.closed.Load() { // one that is complete is closed a moment before it is forgotten
+		if size := by.file.Size(); size != o.key.Size {
+			return blobFile{}, fmt.Errorf("the data blob of layer instance %s has %d bytes, and %d are mounted", o.key.Instance, size, o.key.Size)
+		}
+		return blobFile{by.data, by}, nil
 	}
-	dir := w.o.Cache.Find(o.key.Instance)
-	if by == nil {
-		layer, err := w.o.Describe(dir)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.whole == nil {
+		f, err := o.openWhole(w.o.Cache.Find(o.key.Instance))
 		if err != nil {
 			return blobFile{}, err
 		}
-		if layer.Partial {
-			return blobFile{}, fmt.Errorf("layer instance %s misses data and is not open", o.key.Instance)
-		}
+		o.whole = f
 	}
-	f, err := openFile(filepath.Join(dir, blob.DataName), o.key.Size)
+	return blobFile{file: o.whole}, nil
+}
+
+// openWhole opens the data blob in a directory if nothing is missing in it. There may be other files before it has returned.
+func (o *dataObject) openWhole(dir string) (_ *os.File, err error) {
+	path := filepath.Join(dir, blob.DataName)
+	f, err := openFile(path, o.key.Size)
 	if err != nil {
-		return blobFile{}, err
+		return nil, err
 	}
-	if info, err := f.Stat(); err != nil || by != nil && !os.SameFile(info, by.file) {
-		return blobFile{}, errors.Join(errChanged, err, f.Close())
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	layer, err := o.c.w.o.Describe(dir)
+	if err != nil {
+		return nil, err
 	}
-	if o.from.file != nil {
-		o.older = append(o.older, o.from.file)
+	if layer.Partial {
+		return nil, fmt.Errorf("layer instance %s misses data and is not open", o.key.Instance)
 	}
-	o.from = blobFile{f, by}
-	return o.from, nil
+	opened, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if there, err := os.Stat(path); err != nil || !os.SameFile(opened, there) { // what was described was another one
+		return nil, errors.Join(errChanged, err)
+	}
+	return f, nil
 }
 
 // Close implements io.Closer.
-func (o *dataObject) Close() (err error) {
-	for _, f := range append(o.older, o.from.file) {
-		if f != nil {
-			err = errors.Join(err, f.Close())
-		}
+func (o *dataObject) Close() error {
+	if o.whole == nil {
+		return nil
 	}
-	return err
+	return o.whole.Close()
 }
 
 // openFile opens a file of a given length for reading.

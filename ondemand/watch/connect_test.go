@@ -121,7 +121,7 @@ func TestLateKeeper(t *testing.T) {
 		t.Errorf("current %v, orphans %v", second.current, second.orphans)
 	}
 	second.mu.Unlock()
-	if !goes.isClosed() {
+	if !goes.closed.Load() {
 		t.Error("what was opened twice is open twice")
 	}
 	if !second.Watches(both.name) || !second.Watches(heldOnly.name) || !second.Serves(dir) {

@@ -31,6 +31,7 @@ type watched struct {
 	checking atomic.Pointer[context.CancelFunc] // ends a check that runs
 	orphan   atomic.Pointer[string]             // its directory, once it has left the store
 	asks     asks                               // over the cache
+	closed   atomic.Bool                        // changed with mu held
 
 	mu       sync.Mutex
 	group    *fanotify.Group // nil: not watched
@@ -38,7 +39,6 @@ type watched struct {
 	tested   bool            // a mount was tested, or is older than this process
 	complete bool
 	checked  bool
-	closed   bool
 }
 
 // openAnew opens an instance that no keeper holds.
@@ -114,7 +114,7 @@ func (e *watched) adopt(held string, g *fanotify.Group) {
 func (e *watched) watch(ctx context.Context, client *keeper.Client) (*Mounting, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closed {
+	if e.closed.Load() {
 		return nil, fmt.Errorf("layer instance %s was closed", e.layer.Name)
 	}
 	if e.complete {
@@ -239,17 +239,11 @@ func (e *watched) isWatched() bool {
 	return e.group != nil
 }
 
-func (e *watched) isClosed() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.closed
-}
-
 // hold gives a keeper that has just come what it should hold.
 func (e *watched) hold(ctx context.Context, client *keeper.Client) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.group == nil || e.closed {
+	if e.group == nil || e.closed.Load() {
 		return nil
 	}
 	return client.Hold(ctx, e.holding(e.group))
@@ -289,7 +283,7 @@ func (e *watched) orphaned(dir string) {
 // completed is called when all data are here: it makes that durable, and then nobody needs to watch any more (kernel.md 2.7). If this process
 // ends meanwhile the next one does it.
 func (e *watched) completed() {
-	if e.isClosed() {
+	if e.closed.Load() {
 		return
 	}
 	err := e.finish()
@@ -370,11 +364,11 @@ func (e *watched) abandon() error {
 // close closes the descriptors of this process.
 func (e *watched) close() error {
 	e.mu.Lock()
-	if e.closed {
+	if e.closed.Load() {
 		e.mu.Unlock()
 		return nil
 	}
-	e.closed = true
+	e.closed.Store(true)
 	group := e.group
 	e.mu.Unlock()
 	e.fill.Close()
