@@ -60,8 +60,11 @@ func (d *demand) beginNow(ctx context.Context) {
 		}
 	})
 	d.raiseLimits()
-	d.transport, d.impossible = chooseTransport(d.mode, d.root, !d.late)
-	if d.transport == modeFscache {
+	var transport string
+	if transport, d.impossible = chooseTransport(d.mode, d.root, !d.late); d.impossible != nil && hasLazy(d.root) {
+		transport = anyTransport(d.mode, d.root, !d.late)
+	}
+	if transport == modeFscache {
 		d.watcher.UseCache()
 	}
 	if d.impossible != nil {

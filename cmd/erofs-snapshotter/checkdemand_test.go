@@ -121,10 +121,23 @@ func TestOthersWithCache(t *testing.T) {
 	}
 }
 
-// TestChooseTransport: what is asked for is taken or nothing; every refusal says why.
-func TestChooseTransport(t *testing.T) {
+// haveTransports has only some transports work, until the test ends.
+func haveTransports(t *testing.T, working string) {
 	works := haveTransport
 	t.Cleanup(func() { haveTransport = works })
+	haveTransport = map[string]func(string) error{}
+	for _, transport := range transports {
+		haveTransport[transport] = func(string) error {
+			if strings.Contains(working, transport) {
+				return nil
+			}
+			return errors.New("no " + transport)
+		}
+	}
+}
+
+// TestChooseTransport: what is asked for is taken or nothing; every refusal says why.
+func TestChooseTransport(t *testing.T) {
 	for _, c := range []struct {
 		mode, works string
 		daemon      bool
@@ -140,18 +153,29 @@ func TestChooseTransport(t *testing.T) {
 		{modeFanotify, "fscache", true, "", "no fanotify"},
 		{modeEager, "fanotify fscache", true, "", "lazy.mode is eager"},
 	} {
-		haveTransport = map[string]func(string) error{}
-		for _, transport := range transports {
-			haveTransport[transport] = func(string) error {
-				if strings.Contains(c.works, transport) {
-					return nil
-				}
-				return errors.New("no " + transport)
-			}
-		}
+		haveTransports(t, c.works)
 		got, err := chooseTransport(c.mode, "/", c.daemon)
 		if got != c.want || (err == nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.why) {
 			t.Errorf("%+v: got %q, %v", c, got, err)
+		}
+	}
+}
+
+// TestTransportOfLazyLayers: layers that are lazy already are served in a way that works here, also if no new ones may be.
+func TestTransportOfLazyLayers(t *testing.T) {
+	for _, c := range []struct {
+		mode, works string
+		cache       bool
+	}{
+		{modeEager, "fscache", true},
+		{modeFanotify, "fscache", true},
+		{modeEager, "fanotify fscache", false},
+		{modeFscache, "fanotify", false},
+		{modeAuto, "", false},
+	} {
+		haveTransports(t, c.works)
+		if got := anyTransport(c.mode, "/", true) == modeFscache; got != c.cache {
+			t.Errorf("%+v: over fscache: %t", c, got)
 		}
 	}
 }

@@ -39,8 +39,6 @@ type demand struct {
 	loader  *lazy.Loader // nil if layers are not pulled from registries
 	enabled bool         // new layers are loaded on demand, too
 	mode    string       // lazy.mode
-	// transport is how the kernel asks for missing data of new mounts, once that was found out.
-	transport string
 	// impossible is why nothing can be loaded on demand here, nil if it can.
 	impossible error
 	// late has begin wait until a layer is to be loaded on demand, if there is none so far.

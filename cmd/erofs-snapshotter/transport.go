@@ -55,6 +55,16 @@ func chooseTransport(mode, dir string, daemon bool) (string, error) {
 	return "", errors.Join(errs...)
 }
 
+// anyTransport is how the kernel can ask where mode is not possible, "" if in no way: layers that are lazy already have to be mounted again, whatever
+// the mode of new ones is.
+func anyTransport(mode, dir string, daemon bool) string {
+	if mode == modeAuto {
+		return ""
+	}
+	t, _ := chooseTransport(modeAuto, dir, daemon) // nothing is lost: without it their mount says why
+	return t
+}
+
 func haveFanotify(dir string) error {
 	if err := probe.HaveFileBacked(dir); err != nil {
 		return err
