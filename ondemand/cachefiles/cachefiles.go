@@ -51,7 +51,7 @@
 //     mount: until it has started the device is not read. The kernel's wait for OPEN cannot be ended, not even by a signal.
 //   - The descriptors of objects must not get into another process: they keep the device busy, and half alive, after this one has ended. They
 //     are never duplicated, and no program is started between the arrival of one and its close-on-exec flag.
-//   - A Device that is open and not served makes every mount and every umount of its cache hang.
+//   - A Device that is open and not served makes every mount of its cache hang.
 //   - When Serve ends, what has no answer is left to a successor. End it before what its Objects need, or readers get EIO.
 package cachefiles
 
