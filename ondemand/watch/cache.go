@@ -47,8 +47,6 @@ const (
 	domainPrefix = "es"
 	domainBytes  = 8
 	cacheTag     = "erofs-snapshotter"
-	// superblocks is where the kernel lists them, as domain,fsid.
-	superblocks = "/sys/fs/erofs"
 )
 
 // trialInstance is the id of what is no instance.
@@ -64,7 +62,7 @@ type cacheNote struct {
 type cache struct {
 	w      *Watcher
 	note   cacheNote
-	device *cachefiles.Device
+	device device
 
 	mu        sync.Mutex
 	held      bool            // by the keeper
@@ -123,7 +121,7 @@ func (w *Watcher) openCache(ctx context.Context) error {
 	c := &cache{w: w, note: note}
 	options := c.options()
 	options.Limits = o.Limits
-	device, err := openDevice(ctx, options)
+	device, err := w.kernel.openWhenFree(ctx, options)
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(note.Dir))
 	}
@@ -139,25 +137,6 @@ func (w *Watcher) openCache(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("self-test over fscache: %w", err), device.Close(), os.RemoveAll(note.Dir))
 	}
 	return nil
-}
-
-// busyWait is how long a process that has ended may still keep the device busy: its descriptors are closed one after the other.
-const busyWait = 3 * time.Second
-
-func openDevice(ctx context.Context, o cachefiles.Options) (*cachefiles.Device, error) {
-	ctx, cancel := context.WithTimeout(ctx, busyWait)
-	defer cancel()
-	for {
-		d, err := cachefiles.Open(o)
-		if !errors.Is(err, cachefiles.ErrBusy) {
-			return d, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }
 
 // deleteCaches deletes what earlier caches have left. The kernel has given them up, or the device would be busy.
@@ -178,7 +157,7 @@ func (w *Watcher) adoptCache(h keeper.HeldDevice) error {
 	if err := c.openMounted(); err != nil {
 		w.o.Log.Error("layers that are mounted over fscache cannot all be served", "cause", err)
 	}
-	device, err := cachefiles.Adopt(h.File, c.options())
+	device, err := w.kernel.adopt(h.File, c.options())
 	if errors.Is(err, cachefiles.ErrNoRestore) {
 		w.o.Log.Warn("this kernel gives requests of an earlier daemon to no other: reads of missing data in mounts from before get errors until they are mounted again",
 			"cause", err)
@@ -272,36 +251,9 @@ func (c *cache) cookies(instance string, meta, data int64) Cookies {
 	}
 }
 
-// superblock is one over a cache of ours. Of the id of its instance the kernel may tell the beginning only.
-type superblock struct{ domain, instance string }
-
-func (s superblock) isOf(instance string) bool { return strings.HasPrefix(instance, s.instance) }
-
-// listSuperblocks lists those of all our caches.
-func listSuperblocks() ([]superblock, error) {
-	entries, err := os.ReadDir(superblocks)
-	if errors.Is(err, os.ErrNotExist) { // no EROFS
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list superblocks: %w", err)
-	}
-	var list []superblock
-	for _, e := range entries {
-		domain, _, _ := strings.Cut(e.Name(), ",")
-		if len(domain) != domainBytes || !strings.HasPrefix(domain, domainPrefix) {
-			continue
-		}
-		if instance, ok := cachefiles.Listed(e.Name(), domain); ok {
-			list = append(list, superblock{domain, instance})
-		}
-	}
-	return list, nil
-}
-
 // mounted are the beginnings of the ids of the instances of which the kernel has a superblock over this cache.
 func (c *cache) mounted() (map[string]bool, error) {
-	all, err := listSuperblocks()
+	all, err := c.w.kernel.listSuperblocks()
 	found := map[string]bool{}
 	for _, s := range all {
 		if s.domain == c.note.Domain {
@@ -391,23 +343,6 @@ func (w *Watcher) theCache() *cache {
 	return w.cache
 }
 
-// OverCache says whether the kernel has a superblock of an instance over the cache: then the instance must stay where it is, for the kernel asks for
-// its data by its id, also when they are all here. dead says that it has one over a cache that has gone, whose reads fail.
-func (w *Watcher) OverCache(instance string) (live, dead bool, err error) {
-	all, err := listSuperblocks()
-	domain := w.Domain()
-	for _, s := range all {
-		switch {
-		case !s.isOf(instance):
-		case s.domain == domain:
-			live = true
-		default:
-			dead = true
-		}
-	}
-	return live, dead, err
-}
-
 // Domain is that of mounts over the cache, "" without one. Those of other domains are dead.
 func (w *Watcher) Domain() string {
 	c := w.theCache()
@@ -415,27 +350,4 @@ func (w *Watcher) Domain() string {
 		return ""
 	}
 	return c.note.Domain
-}
-
-// CacheReport is how the kernel's cache of files is doing.
-type CacheReport struct {
-	Domain, Dir string
-	Mounted     int // instances
-	Stats       cachefiles.Stats
-	CulledBytes int64
-	WantsSpace  bool
-}
-
-// CacheReport returns nil without a cache.
-func (w *Watcher) CacheReport() *CacheReport {
-	c := w.theCache()
-	if c == nil {
-		return nil
-	}
-	mounted, _ := c.mounted() // Run says what is wrong
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return &CacheReport{
-		Domain: c.note.Domain, Dir: c.note.Dir, Mounted: len(mounted), Stats: c.device.Stats(), CulledBytes: c.culled, WantsSpace: c.full,
-	}
 }

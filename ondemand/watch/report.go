@@ -6,6 +6,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/cachefiles"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/fanotify"
 )
 
@@ -100,4 +101,27 @@ func (w *Watcher) Keeper() (connected bool, since time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.keeper != nil, w.since
+}
+
+// CacheReport is how the kernel's cache of files is doing.
+type CacheReport struct {
+	Domain, Dir string
+	Mounted     int // instances
+	Stats       cachefiles.Stats
+	CulledBytes int64
+	WantsSpace  bool
+}
+
+// CacheReport returns nil without a cache.
+func (w *Watcher) CacheReport() *CacheReport {
+	c := w.theCache()
+	if c == nil {
+		return nil
+	}
+	mounted, _ := c.mounted() // Run says what is wrong
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &CacheReport{
+		Domain: c.note.Domain, Dir: c.note.Dir, Mounted: len(mounted), Stats: c.device.Stats(), CulledBytes: c.culled, WantsSpace: c.full,
+	}
 }

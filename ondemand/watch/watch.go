@@ -97,6 +97,7 @@ type Watcher struct {
 	work sync.WaitGroup
 	// overCache says that instances are mounted over the kernel's cache.
 	overCache atomic.Bool
+	kernel    kernel
 
 	mu     sync.Mutex
 	closed bool
@@ -117,7 +118,7 @@ type Watcher struct {
 
 // New returns a Watcher. Connect must follow.
 func New(o Options) *Watcher {
-	w := &Watcher{o: o, current: map[string]*watched{}, orphans: map[*watched]struct{}{}, dropped: map[string]struct{}{}, changed: make(chan struct{})}
+	w := &Watcher{o: o, kernel: thisKernel, current: map[string]*watched{}, orphans: map[*watched]struct{}{}, dropped: map[string]struct{}{}, changed: make(chan struct{})}
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	return w
 }
