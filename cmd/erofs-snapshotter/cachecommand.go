@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -88,7 +89,11 @@ func cacheImportCommand() *cli.Command {
 				return err
 			}
 			defer in.Close()
-			r, err := admin.NewClient(cfg.AdminAddress()).Import(ctx, bufio.NewReaderSize(in, importBuffer))
+			stream := bufio.NewReaderSize(in, importBuffer)
+			if err := refuseCompressed(stream); err != nil {
+				return err
+			}
+			r, err := admin.NewClient(cfg.AdminAddress()).Import(ctx, stream)
 			if err != nil {
 				return err
 			}
@@ -109,6 +114,20 @@ func openInput(root *cli.Command, name string) (io.ReadCloser, error) {
 		return nil, usageError{errors.New("nobody types an export: give a FILE, or pipe it")}
 	}
 	return io.NopCloser(root.Reader), nil
+}
+
+// compressions are what compressed files begin with, and what decompresses them.
+var compressions = []struct{ magic, program string }{{"\x28\xb5\x2f\xfd", "zstd -dc"}, {"\x1f\x8b", "gzip -dc"}, {"\xfd7zXZ\x00", "xz -dc"}}
+
+// refuseCompressed refuses what was compressed for the way, before the daemon is sent all of it.
+func refuseCompressed(stream *bufio.Reader) error {
+	begin, _ := stream.Peek(8) // whoever reads on gets the error
+	for _, c := range compressions {
+		if bytes.HasPrefix(begin, []byte(c.magic)) {
+			return fmt.Errorf("the export is compressed\n  %s FILE | erofs-snapshotter cache import -", c.program)
+		}
+	}
+	return nil
 }
 
 // reportImport says what became of an import, and is an error if not all was right.

@@ -133,6 +133,8 @@ func TestCacheCommandsFail(t *testing.T) {
 	n.must(os.WriteFile(absent, []byte("[admin]\naddress = \"/nonexistent/admin.sock\"\n"), 0o600))
 	kept := filepath.Join(dir, "kept")
 	n.must(os.WriteFile(kept, []byte("as it was"), 0o600))
+	compressed := filepath.Join(t.TempDir(), "cache.tar.zst")
+	n.must(os.WriteFile(compressed, []byte("\x28\xb5\x2f\xfdand more"), 0o600))
 	for _, test := range []struct {
 		args []string
 		code int
@@ -150,6 +152,7 @@ func TestCacheCommandsFail(t *testing.T) {
 		{[]string{"--config", configFile, "cache", "export", "--output", filepath.Join(dir, "no", "file")}, 1, "no such file"},
 		{[]string{"--config", configFile, "cache", "import", filepath.Join(dir, "nothing")}, 1, "no such file"},
 		{[]string{"--config", configFile, "cache", "import", kept}, 1, "not an export of the cache"},
+		{[]string{"--config", configFile, "cache", "import", compressed}, 1, "zstd -dc FILE | erofs-snapshotter cache import -"},
 	} {
 		code, stdout, stderr := call(test.args...)
 		if code != test.code || !strings.Contains(stderr, test.want) {

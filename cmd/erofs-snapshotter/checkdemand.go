@@ -90,7 +90,10 @@ func (r *onDemandReport) explain(mode, transport, dir string) {
 	case transport == transports[0]:
 		r.Why = "it works here, and is the best there is"
 	default:
-		r.Why = fmt.Sprintf("it works here, and %s does not: %v", transports[0], haveTransport[transports[0]](dir))
+		r.Why = fmt.Sprintf("%s does not work here: %v", transports[0], haveTransport[transports[0]](dir))
+	}
+	if transport == modeFscache { // only who has the device can try it
+		r.Why += "; the daemon tries it when it starts, and logs it if that fails"
 	}
 }
 
@@ -122,7 +125,7 @@ func othersWithCache(holders []cachefiles.Holder, ours []int) error {
 	if len(others) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: fscache: /dev/cachefiles is used by %s, and a host has one cache of files: stop that", probe.ErrNotSupported, strings.Join(others, ", "))
+	return fmt.Errorf("%w: fscache: /dev/cachefiles is used by %s, and a host has one cache of files: stop that, and restart the daemon", probe.ErrNotSupported, strings.Join(others, ", "))
 }
 
 // openFiles is the lowest limit of those processes that are there. Keeper and daemon raise theirs as far as it goes, so the hard limit counts.
