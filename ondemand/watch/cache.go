@@ -65,7 +65,7 @@ type cache struct {
 	device device
 
 	mu        sync.Mutex
-	held      bool            // by the keeper
+	held      bool            // by the keeper, or should be
 	prepared  time.Time       // the last mount
 	known     map[string]bool // instances at the last look
 	unmounted time.Time       // when one was last not mounted any more
@@ -211,7 +211,14 @@ func (c *cache) prepare(ctx context.Context, client *keeper.Client) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.prepared = time.Now()
-	return c.holdLocked(ctx, client)
+	if c.held {
+		return nil
+	}
+	if err := c.give(ctx, client); err != nil {
+		return err
+	}
+	c.held = true
+	return nil
 }
 
 // hold gives a keeper that has just come the device, if anything is mounted.
@@ -221,23 +228,16 @@ func (c *cache) hold(ctx context.Context, client *keeper.Client) error {
 	if !c.held {
 		return nil
 	}
-	c.held = false
-	return c.holdLocked(ctx, client)
+	return c.give(ctx, client) // after an error it should be held all the same, so the next keeper gets it
 }
 
-func (c *cache) holdLocked(ctx context.Context, client *keeper.Client) error {
-	if c.held {
-		return nil
-	}
+// give has a keeper hold the device.
+func (c *cache) give(ctx context.Context, client *keeper.Client) error {
 	note, err := json.Marshal(c.note)
 	if err != nil {
 		return err
 	}
-	if err := client.HoldDevice(ctx, keeper.HeldDevice{Note: note, File: c.device.File()}); err != nil {
-		return err
-	}
-	c.held = true
-	return nil
+	return client.HoldDevice(ctx, keeper.HeldDevice{Note: note, File: c.device.File()})
 }
 
 // cookies are the names for a new mount.
