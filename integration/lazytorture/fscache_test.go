@@ -31,7 +31,7 @@ func TestKillsFscache(t *testing.T) {
 	layers := newLayers(t, overFscache, len(chunks))
 	torture(t, "ext4", layers, options{
 		fscache: true, kills: times(300, 3000), passes: 1,
-		habits: habits{oneIsLong: 40, long: 2 * time.Second, idle: 300 * time.Millisecond * testenv.Slow, stretch: testenv.Slow},
+		habits: habits{oneIsLong: 40, long: 2 * time.Second, idle: 300 * time.Millisecond * testenv.Slow, stretch: testenv.Slow / 3},
 	})
 }
 

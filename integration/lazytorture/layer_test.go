@@ -1,6 +1,7 @@
 package lazytorture
 
 import (
+	"compress/gzip"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -41,7 +42,7 @@ func newLayers(t *testing.T, onDemand testenv.Feature, n int) []layer {
 	var layers []layer
 	for i, chunk := range chunks[:n] {
 		l := layer{seed: uint64(i + 1), path: filepath.Join(dir, fmt.Sprintf("layer%d", i))}
-		l.Layer = stargzlayer.Pack(t, archive(l.seed), estargz.WithChunkSize(chunk))
+		l.Layer = stargzlayer.Pack(t, archive(l.seed), estargz.WithChunkSize(chunk), estargz.WithCompressionLevel(gzip.BestSpeed))
 		must(t, os.WriteFile(l.path, l.Blob, 0o600))
 		l.Blob = nil
 		layers = append(layers, l)
