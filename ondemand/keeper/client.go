@@ -191,15 +191,25 @@ func (c *Client) ask(ctx context.Context, m message) (message, error) {
 	}
 	select {
 	case a := <-answer:
-		if a.kind == ack && len(a.body) > 0 {
-			return message{}, &refusal{string(a.body)}
-		}
-		return a, nil
+		return checked(a)
 	case <-ctx.Done():
 		return message{}, fmt.Errorf("no answer of the keeper: %w", context.Cause(ctx))
 	case <-c.done:
+	}
+	select {
+	case a := <-answer: // it came before the end, and a select takes either
+		return checked(a)
+	default:
 		return message{}, fmt.Errorf("the connection ended: %w", c.Err())
 	}
+}
+
+// checked is an answer, or the error that it is.
+func checked(a message) (message, error) {
+	if a.kind == ack && len(a.body) > 0 {
+		return message{}, &refusal{string(a.body)}
+	}
+	return a, nil
 }
 
 // receive hands out answers until the connection ends.

@@ -32,7 +32,7 @@ func (s *server) toldToEnd() {
 func (s *server) mayEnd() bool {
 	s.mu.Lock()
 	s.over = s.over || len(s.held) == 0 && !s.device.held() // from now on nothing is taken
-	over := s.over
+	over := s.over && s.answering == 0
 	s.mu.Unlock()
 	return over || goingDown() && alone("/proc")
 }

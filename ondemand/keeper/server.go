@@ -55,6 +55,7 @@ type server struct {
 	denied       int64   // by denials that have ended
 	ending       bool    // the signal has come
 	over         bool    // nothing is held any more
+	answering    int     // requests of daemons that have no answer yet
 	open         map[*conn]struct{}
 }
 

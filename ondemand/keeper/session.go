@@ -118,24 +118,37 @@ func (s *server) serveDaemon(ss *session) {
 		case m.kind == released:
 			close(ss.released)
 			return
-		case m.kind == fetch:
+		}
+		s.countAnswering(1)
+		if err == nil && m.kind == fetch {
 			answer, err = s.giveDevice(ss, m.id)
-		default:
+		} else if err == nil {
 			err = s.do(ss, m)
 		}
 		if errors.Is(err, errSuperseded) {
+			s.countAnswering(-1)
 			continue // its acks cannot be sent any more, and only released matters
 		}
 		if err != nil || m.kind != fetch {
 			answer = ackOf(m.id, err)
 		}
-		if err := ss.send(answer, time.Now().Add(ioTimeout)); err != nil {
+		err = ss.send(answer, time.Now().Add(ioTimeout))
+		s.countAnswering(-1)
+		if err != nil {
 			if !hasEnded(err) {
 				s.log.Error("the daemon's connection is ended: it takes no answers", "pid", ss.peer.pid, "cause", err)
 			}
 			return
 		}
 	}
+}
+
+// countAnswering counts requests that have no answer yet: a keeper that holds nothing any more ends, but not before it has said so.
+func (s *server) countAnswering(n int) {
+	s.mu.Lock()
+	s.answering += n
+	s.mu.Unlock()
+	s.wake()
 }
 
 // hasEnded tells whether an error of a connection says no more than that one of its sides has ended, perhaps by a kill.
@@ -159,7 +172,6 @@ func (s *server) do(ss *session, m message) error {
 	}
 	put, err := change(ss, m)
 	closeAll(put) // without mu: the kernel takes two milliseconds to close the last descriptor of a group
-	s.wake()
 	return err
 }
 
