@@ -8,7 +8,7 @@
 //
 // Mount waits in the kernel until the daemon has opened the meta image and delivered what a mount reads of it. The kernel does not give up while
 // the device is open: it complains in its log every 20 seconds, and neither a context nor a signal ends the wait. Who serves the cache must not
-// wait for a Mount. An unmount does not wait.
+// wait for a Mount. An unmount does not wait. So that the daemon can be killed meanwhile, each mount is made by a process of its own: see apart.go.
 //
 // The data are opened in the same way, but a mount reads nothing of them, and returns. If that is refused then, reads fail.
 //
@@ -68,7 +68,7 @@ func mount(ctx context.Context, img fsbackend.Image, target string) error {
 	if err != nil {
 		return err
 	}
-	m, err := mountapi.EROFSFscache(img.Cookies.Meta, img.Cookies.Domain, img.Cookies.Meta, img.Cookies.Data)
+	m, err := mountApart(*img.Cookies)
 	if err != nil {
 		return explain(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
-	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/internal/mountapi"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/internal/tinyimage"
 )
 
@@ -30,7 +29,7 @@ func Try(ctx context.Context, c fsbackend.Cookies) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	m, err := mountapi.EROFSFscache(c.Meta, c.Domain, c.Meta, c.Data)
+	m, err := mountApart(c)
 	if err != nil {
 		return explain(err)
 	}

@@ -18,6 +18,12 @@ const ReadOnly Attr = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOU
 // Mount is a mount that is attached nowhere at first. Its root can be read all the same.
 type Mount struct{ fd int }
 
+// Received makes a Mount of a descriptor that was another process's.
+func Received(fd int) *Mount { return &Mount{fd: fd} }
+
+// Descriptor is what another process may make a Mount of. It is m's.
+func (m *Mount) Descriptor() int { return m.fd }
+
 // Clone makes a mount that shows the directory dir, without the mounts below it.
 func Clone(dir string, a Attr) (*Mount, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)

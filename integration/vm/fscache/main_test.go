@@ -31,6 +31,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(mounterVariable) != "" {
+		os.Exit(mounter())
+	}
 	if os.Getenv(childVariable) != "" {
 		os.Exit(child())
 	}
