@@ -118,11 +118,11 @@ func (s *Snapshotter) isAskedFor(inst layerstore.Instance) bool {
 	if inst.Lazy == nil || s.demand == nil {
 		return false
 	}
-	live, _, err := s.demand.OverCache(string(inst.ID))
+	live, dead, err := s.demand.OverCache(string(inst.ID))
 	if err != nil {
 		s.log.Warn("cannot find out whether a layer is still read from: it stays", "instance", inst.ID, "cause", err)
 	}
-	return live || err != nil
+	return live || err != nil || dead && s.demand.Unsure() != nil // the keeper may have the cache
 }
 
 // pastGrace returns the instances that nobody has used for at least the grace, and when to look again. It remembers since when each is not used.

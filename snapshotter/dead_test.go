@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,6 +29,14 @@ func TestAskedFor(t *testing.T) {
 			t.Errorf("mounted: %v, %v", mounted, err)
 		}
 	}
+	// While the keeper has not said whether it has a cache, all caches may be alive.
+	w.demand.live, w.demand.dead, w.demand.unsure = nil, map[string]bool{string(inst.ID): true}, errors.New("the keeper does not answer")
+	must(t, s.Cleanup(t.Context()))
+	if _, err := s.layers.Get(inst.ID); err != nil {
+		t.Errorf("it has left the store although its cache may be alive: %v", err)
+	}
+	w.demand.dead, w.demand.unsure = nil, nil
+	w.demand.live = map[string]bool{string(inst.ID): true}
 	// Pulled again, it is there, and is mounted elsewhere: an fsid can be used once.
 	top, again := w.pullLazily(s, lazyLayer(t))
 	other, err := s.View(t.Context(), "view", top)
