@@ -38,6 +38,7 @@ type keeperFound struct {
 	PID     int    `json:"pid,omitempty"`
 	Version string `json:"version,omitempty"`
 	Held    int    `json:"held"`
+	Device  bool   `json:"device,omitempty"` // it holds /dev/cachefiles
 }
 
 // allowsOnDemand says whether the configuration allows layers to be loaded on demand. The kernel is not asked if it says no, because from Linux 7.2
@@ -105,7 +106,7 @@ func newOnDemandReport(ctx context.Context, cfg config.Config) *onDemandReport {
 	if k, err := keeper.Status(ctx, r.Keeper.Address); err != nil {
 		r.Keeper.Error = err.Error()
 	} else {
-		r.Keeper.Answers, r.Keeper.PID, r.Keeper.Version, r.Keeper.Held = true, k.PID, k.Version, len(k.Names)
+		r.Keeper.Answers, r.Keeper.PID, r.Keeper.Version, r.Keeper.Held, r.Keeper.Device = true, k.PID, k.Version, len(k.Names), k.Device != ""
 		r.processes = []int{k.PID, k.DaemonPID}
 		r.OpenFiles = openFiles(r.processes)
 		return r
@@ -156,7 +157,11 @@ func (r *onDemandReport) writeText(p *printer) {
 	p.line("missing data would be asked for by %s: %s", r.Transport, r.Why)
 	k := r.Keeper
 	if k.Answers {
-		p.line("keeper at %s: process %d, version %s, holds %d incomplete layers", k.Address, k.PID, k.Version, k.Held)
+		device := ""
+		if k.Device {
+			device = " and the kernel's cache"
+		}
+		p.line("keeper at %s: process %d, version %s, holds %d incomplete layers%s", k.Address, k.PID, k.Version, k.Held, device)
 	} else {
 		p.line("the keeper does not answer\n  %s", k.Error)
 	}

@@ -110,7 +110,7 @@ func (o observer) keeper(ctx context.Context) *admin.Keeper {
 	k := &admin.Keeper{Address: o.cfg.KeeperAddress()}
 	k.Connected, k.Since = o.demand.watcher.Keeper()
 	report := o.demand.keeperReport(ctx, k.Address)
-	k.Pid, k.Held, k.Denied = report.PID, len(report.Names), report.Denied
+	k.Pid, k.Held, k.Device, k.Denied = report.PID, len(report.Names), report.Device != "", report.Denied
 	return k
 }
 

@@ -83,6 +83,8 @@ type Keeper struct {
 	Pid int `json:"pid,omitempty"`
 	// Held is how many layers it could answer for.
 	Held int `json:"held"`
+	// Device says that it holds /dev/cachefiles, and so answers for all layers that are mounted over fscache.
+	Device bool `json:"device,omitempty"`
 	// Denied counts requests that it answered with EIO because no daemon was there.
 	Denied int64 `json:"denied"`
 	// Since is when the connection was made or, if there is none, lost.

@@ -165,6 +165,9 @@ func (p *page) keeper(s admin.Status) {
 		text += fmt.Sprintf(", process %d", k.Pid)
 	}
 	text += ", holds " + count(k.Held, "layer", "layers")
+	if k.Device {
+		text += " and the kernel's cache"
+	}
 	if k.Denied > 0 {
 		text += fmt.Sprintf(", has answered %s with EIO while no daemon was there", count(int(k.Denied), "read", "reads"))
 	}
