@@ -107,6 +107,7 @@ func TestFscacheBusy(t *testing.T) {
 		t.Errorf("fallbacks: %+v", status.LazyFallbacks)
 	}
 	s.removeImages(ref)
+	s.released()
 	s.must(device.Close())
 	s.restartsDaemon(s.StopSnapshotter)
 	s.must(s.tryPull(ref))

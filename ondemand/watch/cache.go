@@ -64,11 +64,14 @@ type cache struct {
 	note   cacheNote
 	device device
 
+	sweeping sync.Mutex // held while culling; taken before mu
+
 	mu        sync.Mutex
 	held      bool            // by the keeper, or should be
 	prepared  time.Time       // the last mount
 	known     map[string]bool // instances at the last look
-	unmounted time.Time       // when one was last not mounted any more
+	unmounted time.Time       // when one of them was not mounted any more
+	unswept   time.Time       // since when there may be something to cull; zero: there is not
 	culled    int64           // bytes
 	full      bool            // the kernel wanted space at the last look
 }
@@ -77,23 +80,58 @@ type cache struct {
 func (w *Watcher) UseCache() { w.overCache.Store(true) }
 
 // provideCache sees to it that there is a cache: what the keeper has of an earlier process, or one of our own if there should be one.
-func (w *Watcher) provideCache(ctx context.Context, client *keeper.Client) {
-	held, err := client.Device(ctx)
+func (w *Watcher) provideCache(ctx context.Context, client *keeper.Client, held *keeper.HeldDevice) {
+	var err error
 	switch {
-	case err != nil:
-	case held != nil:
+	case held != nil && w.theCache() == nil:
 		if err = w.adoptCache(*held); err != nil { // nobody else answers either, now that this process has it
 			err = errors.Join(err, client.DropDevice(ctx))
 		}
-	case w.overCache.Load() && w.theCache() == nil:
+	case held != nil: // a copy of what we have
+		err = held.File.Close()
+	case w.theCache() != nil:
+	case w.overCache.Load():
 		err = w.openCache(ctx)
+	default: // a cache that had been used in another mode may have left much
+		if deleteErr := w.deleteCaches(); deleteErr != nil {
+			w.o.Log.Warn("files of a former cache are left", "cause", deleteErr)
+		}
 	}
-	if err != nil {
-		w.o.Log.Error("layers cannot be loaded on demand over fscache", "cause", err)
-	}
+	w.noCache(err)
+}
+
+// After cacheRetry it is tried again to have a cache: another process had the device, or the disk was full. That doubles up to cacheRetryMost.
+const (
+	cacheRetry     = 15 * time.Second
+	cacheRetryMost = 5 * time.Minute
+)
+
+// retryCache has a cache made if there should be one and it could not be made.
+func (w *Watcher) retryCache(ctx context.Context) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.uncached = err
+	due := w.overCache.Load() && w.connected && w.cache == nil && w.uncached != nil && time.Since(w.triedCache) >= w.cacheRetry
+	w.mu.Unlock()
+	if due {
+		w.noCache(w.openCache(ctx))
+	}
+}
+
+// noCache notes why there is no cache; nil: there is one, or there need not be.
+func (w *Watcher) noCache(err error) {
+	w.mu.Lock()
+	former, again := w.uncached, w.cacheRetry
+	w.uncached, w.triedCache = err, time.Now()
+	if former != nil {
+		w.cacheRetry = min(2*w.cacheRetry, cacheRetryMost)
+		again = w.cacheRetry
+	}
+	w.mu.Unlock()
+	switch {
+	case err != nil:
+		w.o.Log.Error("layers cannot be loaded on demand over fscache", "cause", err, "again_after", again)
+	case err == nil && former != nil:
+		w.o.Log.Info("layers can be loaded on demand over fscache again")
+	}
 }
 
 // cacheReady is why instances cannot be mounted over the cache although they should be. It is called with mu held.
@@ -141,16 +179,21 @@ func (w *Watcher) openCache(ctx context.Context) error {
 
 // deleteCaches deletes what earlier caches have left. The kernel has given them up, or the device would be busy.
 func (w *Watcher) deleteCaches() error {
-	former, err := filepath.Glob(filepath.Join(w.o.Cache.Dir, domainPrefix+"*"))
-	for _, dir := range former {
-		err = errors.Join(err, os.RemoveAll(dir))
+	former, err := os.ReadDir(w.o.Cache.Dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range former {
+		if strings.HasPrefix(e.Name(), domainPrefix) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(w.o.Cache.Dir, e.Name())))
+		}
 	}
 	return err
 }
 
 // adoptCache goes on with a cache that a keeper has held for an earlier process. It owns the device.
 func (w *Watcher) adoptCache(h keeper.HeldDevice) error {
-	c := &cache{w: w, held: true}
+	c := &cache{w: w, held: true, unmounted: time.Now(), unswept: time.Now()} // what was unmounted meanwhile is not known
 	if err := json.Unmarshal(h.Note, &c.note); err != nil {
 		return errors.Join(fmt.Errorf("note of the keeper about the cache: %w", err), h.File.Close())
 	}
@@ -176,15 +219,19 @@ func (c *cache) options() cachefiles.Options {
 
 // openMounted opens the instances that are mounted, so that everything is known when the kernel asks.
 func (c *cache) openMounted() error {
-	var dirs []string
 	mounted, err := c.mounted()
-	for begin := range mounted {
-		found, _ := filepath.Glob(c.w.o.Cache.Find(begin) + "*") // the pattern is right
-		dirs = append(dirs, found...)
-	}
 	errs := []error{err}
-	for _, dir := range dirs {
-		layer, err := c.w.o.Describe(dir)
+	if len(mounted) == 0 {
+		return err
+	}
+	all := filepath.Dir(c.w.o.Cache.Find(trialInstance))
+	names, err := os.ReadDir(all)
+	errs = append(errs, err)
+	for _, e := range names {
+		if !isAmong(e.Name(), mounted) {
+			continue
+		}
+		layer, err := c.w.o.Describe(filepath.Join(all, e.Name()))
 		if err == nil && layer.Partial {
 			c.w.mu.Lock()
 			err = c.w.openLocked(layer)
@@ -193,6 +240,16 @@ func (c *cache) openMounted() error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// isAmong says whether an instance's id has one of the beginnings.
+func isAmong(instance string, beginnings map[string]bool) bool {
+	for begin := range beginnings {
+		if strings.HasPrefix(instance, begin) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *cache) serve() {
@@ -208,17 +265,12 @@ const mountTime = time.Minute
 
 // prepare makes ready for a mount of an instance: the keeper has the device before there is anything to lose.
 func (c *cache) prepare(ctx context.Context, client *keeper.Client) error {
+	c.sweeping.Lock()
+	defer c.sweeping.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.prepared = time.Now()
-	if c.held {
-		return nil
-	}
-	if err := c.give(ctx, client); err != nil {
-		return err
-	}
-	c.held = true
-	return nil
+	return c.holdLocked(ctx, client)
 }
 
 // hold gives a keeper that has just come the device, if anything is mounted.
@@ -229,6 +281,18 @@ func (c *cache) hold(ctx context.Context, client *keeper.Client) error {
 		return nil
 	}
 	return c.give(ctx, client) // after an error it should be held all the same, so the next keeper gets it
+}
+
+// holdLocked has the keeper hold the device, unless it does. It is called with mu held.
+func (c *cache) holdLocked(ctx context.Context, client *keeper.Client) error {
+	if c.held {
+		return nil
+	}
+	if err := c.give(ctx, client); err != nil {
+		return err
+	}
+	c.held = true
+	return nil
 }
 
 // give has a keeper hold the device.
@@ -249,85 +313,6 @@ func (c *cache) cookies(instance string, meta, data int64) Cookies {
 		Meta:   cachefiles.Key{Instance: instance, Size: meta, Mount: uint64(binary.LittleEndian.Uint32(mount[:])) | 1}.String(),
 		Data:   cachefiles.Key{Instance: instance, Size: data}.String(),
 	}
-}
-
-// mounted are the beginnings of the ids of the instances of which the kernel has a superblock over this cache.
-func (c *cache) mounted() (map[string]bool, error) {
-	all, err := c.w.kernel.listSuperblocks()
-	found := map[string]bool{}
-	for _, s := range all {
-		if s.domain == c.note.Domain {
-			found[s.instance] = true
-		}
-	}
-	return found, err
-}
-
-// look culls what nobody has mounted any more, and has the keeper give the device up when nothing is mounted.
-func (c *cache) look() {
-	mounted, err := c.mounted()
-	if err != nil {
-		c.w.o.Log.Warn("cannot find out what is mounted over fscache", "cause", err)
-		return
-	}
-	if len(mounted) == 0 {
-		c.release()
-	}
-	full, err := c.device.WantsCulling()
-	if err != nil {
-		c.w.o.Log.Warn("cannot find out whether the kernel wants space", "cause", err)
-	}
-	if !c.due(mounted, full) {
-		return
-	}
-	files, bytes, err := c.device.Sweep()
-	c.mu.Lock()
-	c.culled += bytes
-	c.mu.Unlock()
-	if err != nil {
-		c.w.o.Log.Warn("culling the cache of files", "cause", err)
-	} else if files > 0 {
-		c.w.o.Log.Info("cache of files culled", "files", files, "bytes", bytes)
-	}
-}
-
-const (
-	// sweepTime is for how long files may appear of what was unmounted: the kernel gives them names some time after.
-	sweepTime = 10 * time.Second
-	// sweepAfter is how long nothing is swept after a mount was prepared: one that opens a file just when it is culled fails.
-	sweepAfter = 5 * time.Second
-)
-
-// due says whether files may be there that nobody uses. It is called at each look.
-func (c *cache) due(mounted map[string]bool, full bool) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for name := range c.known {
-		if !mounted[name] {
-			c.unmounted = time.Now()
-		}
-	}
-	c.known, c.full = mounted, full
-	return full || time.Since(c.unmounted) < sweepTime+sweepAfter && time.Since(c.prepared) > sweepAfter
-}
-
-// release has the keeper give the device up: nothing is mounted, and so nothing is to be answered. A keeper that holds nothing can end.
-func (c *cache) release() {
-	c.w.mu.Lock()
-	client := c.w.keeper
-	c.w.mu.Unlock()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.held || client == nil || time.Since(c.prepared) < mountTime {
-		return
-	}
-	ctx, cancel := context.WithTimeout(c.w.ctx, keeperTimeout)
-	defer cancel()
-	if err := client.DropDevice(ctx); err != nil {
-		c.w.o.Log.Warn("the keeper holds the cache's device though nothing is mounted; it is told again", "cause", err)
-		return
-	}
-	c.held = false
 }
 
 // setCache is called with nil when the cache has gone.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/cachefiles"
+	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
 
 // device is what a cache needs of a cachefiles.Device.
@@ -25,6 +26,8 @@ type device interface {
 type kernel struct {
 	open  func(cachefiles.Options) (device, error)
 	adopt func(*os.File, cachefiles.Options) (device, error)
+	// fetch asks the keeper for the device.
+	fetch func(context.Context, *keeper.Client) (*keeper.HeldDevice, error)
 	// superblocks is the directory in which EROFS lists them, as domain,fsid.
 	superblocks string
 }
@@ -32,6 +35,7 @@ type kernel struct {
 var thisKernel = kernel{
 	open:        func(o cachefiles.Options) (device, error) { return orNone(cachefiles.Open(o)) },
 	adopt:       func(f *os.File, o cachefiles.Options) (device, error) { return orNone(cachefiles.Adopt(f, o)) },
+	fetch:       func(ctx context.Context, c *keeper.Client) (*keeper.HeldDevice, error) { return c.Device(ctx) },
 	superblocks: "/sys/fs/erofs",
 }
 

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/cachefiles"
@@ -156,27 +155,4 @@ func TestCacheObjectOfNewFiles(t *testing.T) {
 	}
 	release()
 	wantAll(t, in, o)
-}
-
-// TestSweepDue: files of what was unmounted get their names later, and a mount that is being made must not meet a sweep.
-func TestSweepDue(t *testing.T) {
-	one, none := map[string]bool{"one": true}, map[string]bool{}
-	c := &cache{}
-	if c.due(one, false) || c.due(one, false) {
-		t.Error("due though all is mounted")
-	}
-	if !c.due(none, false) || !c.due(none, false) {
-		t.Error("not due after an unmount, and some time after it")
-	}
-	c.prepared = time.Now()
-	if c.due(none, false) {
-		t.Error("due while a mount may be made")
-	}
-	if !c.due(none, true) {
-		t.Error("not due though the kernel wants space")
-	}
-	c.prepared, c.unmounted = time.Time{}, time.Now().Add(-time.Minute)
-	if c.due(none, false) {
-		t.Error("due long after")
-	}
 }

@@ -29,6 +29,10 @@ func (w *Watcher) Connect(ctx context.Context) error {
 	if err != nil {
 		return w.notConnected(err)
 	}
+	device, err := w.kernel.fetch(ctx, client)
+	if err != nil { // as if nothing had been handed out: what it holds may be mounted
+		return w.notConnected(errors.Join(err, giveBack(client, held, secret)))
+	}
 	if w.o.Secret != nil {
 		w.o.Secret(secret)
 	}
@@ -45,9 +49,21 @@ func (w *Watcher) Connect(ctx context.Context) error {
 			w.refuse(h, g)
 		}
 	}
-	w.provideCache(ctx, client)
+	w.provideCache(ctx, client, device)
 	w.setKeeper(client)
 	return nil
+}
+
+// giveBack closes what a keeper has handed out, and the connection.
+func giveBack(client *keeper.Client, held []keeper.Held, secret *os.File) error {
+	errs := []error{client.Close()}
+	for _, h := range held {
+		errs = append(errs, h.Group.Close(), h.Data.Close(), h.Journal.Close())
+	}
+	if secret != nil {
+		errs = append(errs, secret.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // notConnected finds out what it means that the keeper could not be connected.
@@ -239,8 +255,6 @@ func (w *Watcher) reconnect(ctx context.Context) error {
 		if err := c.hold(ctx, client); err != nil {
 			return errors.Join(err, client.Close())
 		}
-	} else if w.overCache.Load() { // whoever had it may have gone
-		w.provideCache(ctx, client)
 	}
 	w.setKeeper(client)
 	w.dropLeft() // what became complete meanwhile

@@ -64,6 +64,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 			}
 		case <-ticker.C:
 			w.Sweep()
+			w.retryCache(ctx)
 			if c := w.theCache(); c != nil {
 				c.look()
 			}

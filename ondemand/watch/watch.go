@@ -106,19 +106,23 @@ type Watcher struct {
 	past   Totals         // of instances that are closed
 	// connected says that what an earlier process had left with a keeper was taken over.
 	connected bool
-	unsure    error   // why it is not known what a keeper holds, nil if it is
-	cache     *cache  // nil: there is none
-	uncached  error   // why, if there should be one
-	stuck     []stuck // what the keeper holds and cannot be served
-	current   map[string]*watched
-	orphans   map[*watched]struct{}
-	dropped   map[string]struct{} // names that the keeper may hold although nobody needs it
-	changed   chan struct{}       // closed and replaced when keeper changes
+	unsure    error  // why it is not known what a keeper holds, nil if it is
+	cache     *cache // nil: there is none
+	uncached  error  // why, if there should be one
+	// triedCache is when it was tried to have one, cacheRetry how long after that it is tried again.
+	triedCache time.Time
+	cacheRetry time.Duration
+	stuck      []stuck // what the keeper holds and cannot be served
+	current    map[string]*watched
+	orphans    map[*watched]struct{}
+	dropped    map[string]struct{} // names that the keeper may hold although nobody needs it
+	changed    chan struct{}       // closed and replaced when keeper changes
 }
 
 // New returns a Watcher. Connect must follow.
 func New(o Options) *Watcher {
-	w := &Watcher{o: o, kernel: thisKernel, current: map[string]*watched{}, orphans: map[*watched]struct{}{}, dropped: map[string]struct{}{}, changed: make(chan struct{})}
+	w := &Watcher{o: o, kernel: thisKernel, current: map[string]*watched{}, orphans: map[*watched]struct{}{}, dropped: map[string]struct{}{}, changed: make(chan struct{}),
+		cacheRetry: cacheRetry}
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	return w
 }
