@@ -126,7 +126,8 @@ func othersWithCache(holders []cachefiles.Holder, ours []int) error {
 	if len(others) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: fscache: /dev/cachefiles is used by %s, and a host has one cache of files: stop that, and restart the daemon", probe.ErrNotSupported, strings.Join(others, ", "))
+	return fmt.Errorf("%w: fscache: /dev/cachefiles is used by %s, and a host has one cache of files: stop that; but if it is this "+
+		"daemon or its keeper, which do not answer then, see docs/keeper.md", probe.ErrNotSupported, strings.Join(others, ", "))
 }
 
 // openFiles is the lowest limit of those processes that are there. Keeper and daemon raise theirs as far as it goes, so the hard limit counts.

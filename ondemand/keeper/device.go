@@ -41,6 +41,14 @@ func (c *Client) holdDevice(ctx context.Context, h HeldDevice) error {
 	return c.call(ctx, message{kind: device, body: h.Note, files: []int{fd}})
 }
 
+// CanHoldDevice returns ErrNoDevices if HoldDevice would.
+func (c *Client) CanHoldDevice() error {
+	if !c.devices {
+		return ErrNoDevices
+	}
+	return nil
+}
+
 // DropDevice has the keeper close the device. It is no error if it holds none.
 func (c *Client) DropDevice(ctx context.Context) error {
 	if !c.devices {

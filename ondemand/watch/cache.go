@@ -255,9 +255,31 @@ func isAmong(instance string, beginnings map[string]bool) bool {
 func (c *cache) serve() {
 	c.w.work.Go(func() {
 		if err := c.device.Serve(c.w.ctx); err != nil && c.w.ctx.Err() == nil {
-			c.w.o.Log.Error("requests over fscache are not answered any more: their readers wait until a restart of the daemon", "cause", err)
+			c.lost(err)
 		}
 	})
+}
+
+// lost gives the device up, which cannot be served any more: what is mounted fails, instead of waiting for ever. Another cache is made later.
+func (c *cache) lost(cause error) {
+	w := c.w
+	w.o.Log.Error("requests over fscache cannot be answered any more: reads of what is mounted fail; restart the daemon, which then names the containers", "cause", cause)
+	w.mu.Lock()
+	client := w.keeper
+	if w.cache == c {
+		w.cache = nil
+	}
+	w.mu.Unlock()
+	w.noCache(cause)
+	errs := []error{c.device.Close()}
+	if client != nil {
+		ctx, cancel := context.WithTimeout(w.ctx, keeperTimeout)
+		defer cancel()
+		errs = append(errs, client.DropDevice(ctx))
+	}
+	if err := errors.Join(errs...); err != nil {
+		w.o.Log.Error("the device of the cache was not given up: readers wait", "cause", err)
+	}
 }
 
 // mountTime is longer than a mount takes, if it does not fail.

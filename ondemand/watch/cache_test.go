@@ -36,6 +36,7 @@ type playedDevice struct {
 	mu     sync.Mutex
 	served bool
 	closed bool
+	broken chan error // what Serve ends with
 	sweeps int
 	full   bool
 }
@@ -69,6 +70,7 @@ func (k *playedKernel) open(o cachefiles.Options) (device, error) {
 func (k *playedKernel) add(d *playedDevice) *playedDevice {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	d.broken = make(chan error, 1)
 	k.devices = append(k.devices, d)
 	return d
 }
@@ -92,8 +94,12 @@ func (d *playedDevice) Serve(ctx context.Context) error {
 	d.mu.Lock()
 	d.served = true
 	d.mu.Unlock()
-	<-ctx.Done()
-	return nil
+	select {
+	case err := <-d.broken:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 func (d *playedDevice) File() *os.File { return d.file }

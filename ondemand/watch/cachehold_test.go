@@ -118,3 +118,22 @@ func TestFormerCachesAreDeleted(t *testing.T) {
 		t.Errorf("%s is left: %v", former, err)
 	}
 }
+
+// TestCacheLost: a device that cannot be served is given up, by the keeper too, so that nobody waits for it.
+func TestCacheLost(t *testing.T) {
+	w, k := newWorld(t), newPlayedKernel(t)
+	d := k.daemon(w)
+	d.UseCache()
+	must(t, d.Connect(context.WithoutCancel(t.Context())))
+	in := w.usual(1)
+	d.open(in)
+	d.mountOver(in)
+	if w.deviceHeld() == "" {
+		t.Fatal("the keeper does not have the device")
+	}
+	k.last().broken <- errors.New("broken")
+	eventually(t, "it is given up", func() bool {
+		_, closed, _ := k.last().state()
+		return closed && w.deviceHeld() == "" && d.Ready() != nil
+	})
+}

@@ -283,7 +283,10 @@ func (w *Watcher) Ready() error {
 	if w.keeper == nil {
 		return w.noKeeper()
 	}
-	return w.cacheReady()
+	if err := w.cacheReady(); err != nil || !w.overCache.Load() {
+		return err
+	}
+	return w.keeper.CanHoldDevice()
 }
 
 // noKeeper is what is said while none is connected. It is called with mu held.
