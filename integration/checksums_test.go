@@ -94,7 +94,7 @@ done`, sums, checkSums)}
 // rounds is how often a reader has read everything. The reader must be alive.
 func (s *story) rounds(id string) int {
 	s.t.Helper()
-	n, err := strconv.Atoi(strings.TrimSpace(s.exec(id, "cat /rounds")))
+	n, err := strconv.Atoi(strings.TrimSpace(s.exec(id, "for i in $(seq 600); do [ ! -e /rounds ] || break; sleep 0.1; done; cat /rounds")))
 	s.must(err)
 	return n
 }

@@ -26,7 +26,7 @@ func TestLazyWalk(t *testing.T) {
 	}
 	t.Logf("walks of the tree: %v on demand, %v pulled as a whole; the first: ratio %.2f, the rest: %.2f", lazyTook, eagerTook,
 		ratio(lazyTook[:1], eagerTook[:1]), ratio(lazyTook[1:], eagerTook[1:]))
-	if n := s.faults() - before; n > 0 {
+	if n := s.faults() - before; n > walks { // the programs of the walk may ask for something, and its entries must not
 		t.Errorf("walks made %d faults", n)
 	}
 	s.endsWithNothing(ref, "box")

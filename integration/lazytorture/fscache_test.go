@@ -14,6 +14,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/fscache"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/probe"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/lab"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/keeper"
 )
@@ -25,9 +26,15 @@ var overFscache = testenv.Feature{Name: "fscache", Missing: probe.HaveFscache}
 // cacheIn is where caches are in a filesystem.
 const cacheIn = "fscache"
 
+// fscacheAsked says that layers are to be mounted over fscache, as in virtual machines: the kernel here may not have it. There these tests do nothing.
+func fscacheAsked() bool { return lab.LazyMode() == "fscache" }
+
 // TestKillsFscache: readers over the kernel's cache notice nothing but the time. Each kill takes the descriptors of all objects with it, so
 // that the kernel opens them again before it shows what nobody has answered.
 func TestKillsFscache(t *testing.T) {
+	if !fscacheAsked() {
+		return
+	}
 	layers := newLayers(t, overFscache, len(chunks))
 	torture(t, "ext4", layers, options{
 		fscache: true, kills: times(300, 3000), passes: 1,
@@ -38,6 +45,9 @@ func TestKillsFscache(t *testing.T) {
 // TestLossFscache: when the keeper is killed together with the process that serves, missing data cannot be read any more, and nothing wrong is.
 // The same instance can be mounted anew at once, and the mount that is dead can be unmounted.
 func TestLossFscache(t *testing.T) {
+	if !fscacheAsked() {
+		return
+	}
 	layers := newLayers(t, overFscache, 1)
 	w := newWorld(t, "ext4", layers, options{fscache: true})
 	p := w.begin()
@@ -90,6 +100,9 @@ func TestLossFscache(t *testing.T) {
 
 // TestPatienceFscache: when nobody serves for longer than the keeper waits, readers of missing data get errors; when somebody is back they read on.
 func TestPatienceFscache(t *testing.T) {
+	if !fscacheAsked() {
+		return
+	}
 	layers := newLayers(t, overFscache, 1)
 	w := newWorld(t, "ext4", layers, options{fscache: true, patience: time.Second})
 	p := w.begin()

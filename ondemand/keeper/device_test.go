@@ -79,7 +79,7 @@ func TestDeviceIsHandedOut(t *testing.T) {
 	if err := c.HoldDevice(timeout(t), HeldDevice{Note: make([]byte, MaxNoteBytes+1), File: h.File}); err == nil {
 		t.Error("a long note is accepted")
 	}
-	if after := openDescriptors(t); after != before+2 { // of another
+	if after := openDescriptors(t); after > before+2 { // of another; one that had told its status may be gone since
 		t.Errorf("%d descriptors are open, %d were", after, before)
 	}
 	must(t, c.Close())

@@ -38,9 +38,9 @@ func TestChaos(t *testing.T) {
 		case 0:
 			return nil, errdefs.ErrUnavailable
 		case 1:
-			return stuck{ctx}, nil
+			return stalls(ctx), nil
 		case 2:
-			return io.NopCloser(io.MultiReader(bytes.NewReader(b[:700]), stuck{ctx})), nil
+			return io.NopCloser(io.MultiReader(bytes.NewReader(b[:700]), stalls(ctx))), nil
 		case 3:
 			return io.NopCloser(bytes.NewReader(b[:700])), nil
 		case 4:
@@ -73,6 +73,7 @@ func TestChaos(t *testing.T) {
 		}
 	})
 	busy.Wait()
+	eventually(t, "what was begun has ended", func() bool { return len(w.layers.Working()) == 0 })
 
 	w.serve(nil)
 	for _, p := range images {
@@ -84,6 +85,13 @@ func TestChaos(t *testing.T) {
 	w.wantUnpinned()
 	eventually(t, "nothing is made any more", func() bool { return len(w.layers.Working()) == 0 })
 	eventually(t, "all goroutines have ended", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// stalls is a blob that gives nothing until a registry's client has had enough.
+func stalls(ctx context.Context) stuck {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	context.AfterFunc(ctx, cancel)
+	return stuck{ctx}
 }
 
 // pullInChaos asks for the layers of an image until one is left to containerd or the client gives up.
