@@ -62,6 +62,9 @@ func do(ctx context.Context, series, pattern, modeNames, logs, record string) er
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(logs, 0o700); err != nil {
+		return err
+	}
 	if pattern != "" {
 		return tellAll(ctx, chosen, modeNames, pattern, logs, record)
 	}
