@@ -79,7 +79,7 @@ var allStories = []story{
 
 // shortStories has one story for each mode, for every change: those that show most in the least time.
 var shortStories = map[string]string{
-	"eager": "^nginx, pulled as a whole$", "fanotify": "^daemon stopped and killed", "fscache": "^daemon stopped and killed",
+	"eager": "^nginx, pulled as a whole$", "fanotify": "^daemon stopped and killed", "fscache": "^daemon stopped and killed|^power cut",
 }
 
 // slow is by how much an emulated machine may be slower than a real one.

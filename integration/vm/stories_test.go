@@ -31,8 +31,8 @@ func TestPlan(t *testing.T) {
 			t.Errorf("modes %q, stories %q: got %q, %v, want %q", c.modes, c.pattern, got, err, c.want)
 		}
 		for _, r := range runs {
-			if c.pattern == "short" && len(r.stories) != 1 {
-				t.Errorf("%s has %d short stories, want 1", r.name(), len(r.stories))
+			if want := strings.Count(shortStories[r.mode.name], "|") + 1; c.pattern == "short" && len(r.stories) != want {
+				t.Errorf("%s has %d short stories, want %d", r.name(), len(r.stories), want)
 			}
 		}
 	}
@@ -85,6 +85,10 @@ func TestResult(t *testing.T) {
 		if got := r.result(o, i); got != want {
 			t.Errorf("story %d: got %q, want %q", i, got, want)
 		}
+	}
+	r.stories = []story{{name: "one"}, {name: "two"}, {name: "three"}, {name: "four"}}
+	if err := r.ran(o); err == nil || !strings.Contains(err.Error(), "three") || strings.Contains(err.Error(), "one") || strings.Contains(err.Error(), "two") {
+		t.Errorf("what was skipped: %v", err)
 	}
 }
 

@@ -134,7 +134,7 @@ func (r run) tell(ctx context.Context, p place) (outcome, error) {
 		}
 	}
 	o := understand(all.String())
-	return o, errors.Join(append(errs, o.verify(r.marks()))...)
+	return o, errors.Join(append(errs, o.verify(r.marks()), r.ran(o))...)
 }
 
 // boot runs some stories in one machine, and returns what they printed. Without fresh it has the disk of the machine before.
@@ -196,6 +196,18 @@ func (r run) marks() []string {
 		names = append(names, mark(i))
 	}
 	return names
+}
+
+// ran is an error that names the stories that were skipped, or of which no test ran: both end well.
+func (r run) ran(o outcome) error {
+	var errs []error
+	for i, s := range r.stories {
+		m := mark(i)
+		if o.ended[m] == "0" && (len(o.passed[m]) == 0 || len(o.skipped[m]) > 0) {
+			errs = append(errs, fmt.Errorf("%s: %d tests passed, skipped %q", s.name, len(o.passed[m]), o.skipped[m]))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // result is what the table says of a story: how long it took if it was good.
