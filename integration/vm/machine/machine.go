@@ -93,8 +93,9 @@ func (m Machine) arguments() []string {
 	// Without no_timer_check the kernel panics at times when it is emulated. Its warnings are shown.
 	line := append([]string{"console=ttyS0", "panic=-1", "loglevel=5", "no_timer_check", "tsc=unstable"}, m.CommandLine...)
 	args := []string{
-		// KVM is not asked for: where it is there but does not work, stock kernels end with an emulation failure.
-		"-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m", fmt.Sprint(memory),
+		// KVM is not asked for: where it is there but does not work, stock kernels end with an emulation failure. One thread emulates both processors:
+		// with a thread for each, one may still execute the breakpoint under which the other has patched the kernel's code, and the kernel panics (int3).
+		"-accel", "tcg,thread=single", "-smp", "2", "-cpu", "max", "-m", fmt.Sprint(memory),
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "file:" + m.Console, "-serial", "file:" + m.Printed,
 		"-kernel", m.Kernel, "-append", strings.Join(line, " "),
 	}
