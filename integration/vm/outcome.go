@@ -18,6 +18,7 @@ type outcome struct {
 	took            map[string]time.Duration // where that was said
 	passed, skipped map[string][]string
 	printed         map[string]string // between the marks of a program
+	rest            string            // after the last mark of an end
 	failed          []string
 }
 
@@ -60,7 +61,19 @@ func understand(printed string) outcome {
 			o.release = m[1]
 		}
 	}
+	o.rest = said.String()
 	return o
+}
+
+// tail is the end of what a program printed that did not end well, for those who have only the output of a run.
+func (o outcome) tail(program string) string {
+	const most = 100
+	said, ended := o.printed[program]
+	if !ended {
+		said = o.rest
+	}
+	lines := slices.Collect(strings.Lines(said))
+	return strings.Join(lines[max(0, len(lines)-most):], "")
 }
 
 // verify says why the run is not a good one: a test failed, or did not run.

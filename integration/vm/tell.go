@@ -117,7 +117,7 @@ func (r run) tell(ctx context.Context, p place) (outcome, error) {
 	var errs []error
 	boot := func(suffix string, numbers []int, fresh bool, cutAfter string, env ...string) (good bool) {
 		printed, err := r.boot(ctx, p, log+suffix, numbers, fresh, cutAfter, env...)
-		if cutAfter == "" {
+		if cutAfter == "" || err != nil {
 			all.WriteString(printed)
 		}
 		if err != nil {
@@ -228,6 +228,9 @@ func (r run) result(o outcome, i int) string {
 func (r run) print(o outcome) {
 	for i, s := range r.stories {
 		fmt.Printf("linux %s, %s: %s: %s\n", o.release, r.mode.name, s.name, r.result(o, i))
+		if o.ended[mark(i)] != "0" {
+			fmt.Printf("the end of what it printed:\n%s\n", o.tail(mark(i)))
+		}
 	}
 }
 
