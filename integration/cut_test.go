@@ -78,6 +78,7 @@ func afterCut(t *testing.T) {
 	o.Resume = dirs[0]
 	testenv.Need(t, lab.OnDemand())
 	s := newStory(t, storyTime, o)
+	s.endLeases() // that of the pull which was cut off
 	ref := s.Ref(cutLazy)
 	s.ctr("task", "start", "--detach", "box")
 	s.noteSuperblocks()
