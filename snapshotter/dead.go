@@ -10,9 +10,16 @@ import (
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
-// A mount over the kernel's cache of files dies when the daemon and the keeper have both gone: nothing wrong is ever read from it, but reads fail,
-// for ever. The instance is as it was; it only has to be mounted again, over another cache, for those who start from now on. Containers that
+// A mount over the kernel's cache of files dies when the daemon and the keeper have both gone, or the kernel has given the cache up: nothing wrong is
+// ever read from it, but reads fail, for ever. The instance is as it was; it only has to be mounted again, over another cache, for those who start from now on. Containers that
 // use the old mount must be restarted, which is said until they are.
+
+// CacheLost does what New does about dead mounts, when a cache is lost while this process uses it.
+func (s *Snapshotter) CacheLost(ctx context.Context) error {
+	s.collecting.Lock() // nothing leaves the store meanwhile
+	defer s.collecting.Unlock()
+	return s.dropDead(ctx)
+}
 
 // dropDead takes away the mounts over caches that have gone, and finds out who uses them.
 func (s *Snapshotter) dropDead(ctx context.Context) error {
@@ -53,20 +60,23 @@ func (s *Snapshotter) dropDeadMount(ctx context.Context, n uint64) error {
 	return s.unmountLayer(ctx, n)
 }
 
-// noteDead says who must be restarted, if the instance has a dead mount that is in use.
+// noteDead says who must be restarted, if the instance has a dead mount that is in use. If it has none, nobody has to be.
 func (s *Snapshotter) noteDead(inst layerstore.Instance) error {
 	if inst.Lazy == nil {
 		return nil
 	}
 	_, dead, err := s.demand.OverCache(string(inst.ID))
-	if err != nil || !dead {
+	if err == nil && !dead {
+		return layerstore.ForgetUsers(s.layers.Dir(inst.ID))
+	}
+	if err != nil {
 		return err
 	}
 	users, _, err := layerstore.Users(s.layers.Dir(inst.ID))
 	if err != nil {
 		s.log.Warn("who uses a dead mount is not known any more", "instance", inst.ID, "cause", err)
 	}
-	s.log.Error("neither the daemon nor the keeper was there, so reads of this layer fail in containers that were running: restart them",
+	s.log.Error("the kernel's cache was lost, so reads of this layer fail in containers that were running: restart them",
 		"instance", inst.ID, "layer", inst.Layer, "snapshots", users)
 	s.poison.mu.Lock()
 	defer s.poison.mu.Unlock()
@@ -86,6 +96,7 @@ func (s *Snapshotter) sweepDead() error {
 		_, dead, err := s.demand.OverCache(string(id))
 		if err == nil && !dead {
 			delete(s.poison.dead, id)
+			err = layerstore.ForgetUsers(s.layers.Dir(id))
 		}
 		errs = append(errs, err)
 	}

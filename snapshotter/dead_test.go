@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
+	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
 
 // TestAskedFor: an instance that the kernel asks for by its id loses its mount when it is removed, and its files when it is not asked for any more.
@@ -100,5 +101,37 @@ func TestDeadMounts(t *testing.T) {
 	must(t, s.Cleanup(t.Context()))
 	if p := s.Poisoned(); len(p) > 0 {
 		t.Errorf("to be restarted: %+v", p)
+	}
+}
+
+// TestCacheLost: mounts that die while the daemon runs are taken away at once; who was using them is known until they have gone.
+func TestCacheLost(t *testing.T) {
+	w := newLazyWorld(t)
+	o := w.options()
+	var stale []string
+	o.Stale = func(string) ([]string, error) { return stale, nil }
+	s := start(t, o)
+	top, inst := w.pullLazily(s, lazyLayer(t))
+	mounts, err := s.View(t.Context(), "view", top)
+	must(t, err)
+
+	stale, w.demand.dead = []string{mounts[0].Source}, map[string]bool{string(inst.ID): true}
+	must(t, s.CacheLost(t.Context()))
+	stale = nil
+	if mounted, err := fsbackend.Mounted(mounts[0].Source); err != nil || mounted {
+		t.Errorf("still mounted: %t, %v", mounted, err)
+	}
+	if p := s.Poisoned(); len(p) != 1 || !slices.Equal(p[0].Users, []string{"view"}) {
+		t.Errorf("to be restarted: %+v", p)
+	}
+	again, err := s.Mounts(t.Context(), "view")
+	must(t, err)
+	if names := list(again[0].Source); !slices.Equal(names, []string{"one", "two"}) {
+		t.Errorf("mounted again: %q", names)
+	}
+	w.demand.dead = nil
+	must(t, s.Cleanup(t.Context()))
+	if _, noted, err := layerstore.Users(filepath.Join(w.root, "layers", string(inst.ID))); len(s.Poisoned()) > 0 || noted || err != nil {
+		t.Errorf("to be restarted: %+v, noted %t, %v", s.Poisoned(), noted, err)
 	}
 }

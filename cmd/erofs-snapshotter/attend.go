@@ -108,6 +108,9 @@ func (a alone) Mismatched(_ context.Context, id layerstore.ID, cause error) {
 // RenewPoisoned leaves it to the next mount command, as all that the store does not do alone.
 func (a alone) RenewPoisoned(context.Context) error { return nil }
 
+// CacheLost has nothing to do: only the daemon has a cache.
+func (a alone) CacheLost(context.Context) error { return nil }
+
 func (a alone) Gone(dir string) {
 	if err := a.DiscardDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		a.log.Warn("files of a removed layer not deleted", "path", dir, "cause", err)

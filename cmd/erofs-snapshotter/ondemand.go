@@ -73,6 +73,8 @@ type instances interface {
 	Lose(id layerstore.ID)
 	// RenewPoisoned is called when it has become known for which instances somebody answers, if that was not so at the start.
 	RenewPoisoned(ctx context.Context) error
+	// CacheLost is called when mounts over the kernel's cache have died.
+	CacheLost(ctx context.Context) error
 	// Mismatched says that a layer is not what its image says.
 	Mismatched(ctx context.Context, id layerstore.ID, cause error)
 	// Gone deletes an orphan.
@@ -90,6 +92,7 @@ func (s served) Mismatched(ctx context.Context, id layerstore.ID, cause error) {
 }
 func (s served) Gone(dir string)                         { s.sn.Gone(dir) }
 func (s served) RenewPoisoned(ctx context.Context) error { return s.sn.RenewPoisoned(ctx) }
+func (s served) CacheLost(ctx context.Context) error     { return s.sn.CacheLost(ctx) }
 
 // leastQuiet is what no delay is: 0 is the default for the engine, which looks as often as the delay is long.
 const leastQuiet = 10 * time.Millisecond
@@ -126,7 +129,7 @@ func newDemand(cfg config.Config, from sources, log *slog.Logger) *demand {
 			return d.describe(inst, dir)
 		},
 		Cache:  cacheOptions(cfg),
-		Secret: d.importSecret, Connected: from.noteLearned, Settled: d.settled,
+		Secret: d.importSecret, Connected: from.noteLearned, Settled: d.settled, Lost: d.lost,
 		Gone: func(dir string) {
 			if all, err := d.whenReady(); err == nil { // otherwise the next process finds it
 				all.Gone(dir)
@@ -186,6 +189,18 @@ func (d *demand) settled(ctx context.Context) error {
 	}
 	d.unsettled.Store(false)
 	d.openAll()
+	return nil
+}
+
+// lost sees to it that what is mounted from now on does not die with the kernel's cache that was lost.
+func (d *demand) lost(ctx context.Context) error {
+	all, err := d.whenReady()
+	if err == nil {
+		err = all.CacheLost(ctx)
+	}
+	if err != nil { // the next process does it
+		d.log.Error("mounts over a cache that is lost are not all taken away: containers that use them cannot read; restart the daemon", "cause", err)
+	}
 	return nil
 }
 

@@ -47,6 +47,16 @@ func (d *Device) InUse(dir, name string) (bool, error) {
 	return false, fmt.Errorf("ask whether %s in %s is in use: %w", name, dir, err)
 }
 
+// Check returns ErrDead if the kernel has given the cache up, as it does after an I/O error of the filesystem below. It says so to nobody: there
+// are no messages any more, and every command fails.
+func (d *Device) Check() error {
+	// No kernel has this command; those that live say so.
+	if err := d.command("alive"); errors.Is(err, unix.EIO) {
+		return fmt.Errorf("%w (%w; dmesg says more)", ErrDead, err)
+	}
+	return nil
+}
+
 // about gives a command that is about a name in the working directory of the thread that writes it.
 func (d *Device) about(command, name string) error {
 	if err := checkName(name, fileMost); err != nil {

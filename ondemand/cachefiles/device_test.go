@@ -378,3 +378,16 @@ func TestAligned(t *testing.T) {
 		t.Errorf("%d of %d bytes", len(b), cap(b))
 	}
 }
+
+// TestCheck: a kernel that has given the cache up takes no command at all; others only do not know this one.
+func TestCheck(t *testing.T) {
+	k := newBound(t)
+	d := newOn(k, Options{})
+	if err := d.Check(); err != nil {
+		t.Error(err)
+	}
+	k.onWrite = func(string) error { return unix.EIO }
+	if err := d.Check(); !errors.Is(err, ErrDead) || !errors.Is(err, unix.EIO) {
+		t.Error(err)
+	}
+}

@@ -16,6 +16,8 @@ var (
 	ErrUnfit = errors.New("not fit for a cache")
 	// ErrNoRestore says that this kernel does not show again what a predecessor had read and not answered.
 	ErrNoRestore = errors.New("the kernel cannot restore requests")
+	// ErrDead says that the kernel has given the cache up: it takes no command and asks for nothing any more.
+	ErrDead = errors.New("the kernel has given the cache up")
 	// ErrInUse says that a cache file is in use, and so cannot be culled.
 	ErrInUse = errors.New("cache file is in use")
 )

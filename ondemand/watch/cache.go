@@ -68,6 +68,7 @@ type cache struct {
 
 	mu        sync.Mutex
 	held      bool            // by the keeper, or should be
+	sure      bool            // the keeper has said so
 	prepared  time.Time       // the last mount
 	known     map[string]bool // instances at the last look
 	unmounted time.Time       // when one of them was not mounted any more
@@ -85,87 +86,45 @@ func (w *Watcher) provideCache(ctx context.Context, client *keeper.Client, held 
 	switch {
 	case held != nil && w.theCache() == nil:
 		if err = w.adoptCache(*held); err != nil { // nobody else answers either, now that this process has it
-			err = errors.Join(err, client.DropDevice(ctx))
+			w.mu.Lock()
+			w.deviceLeft = true
+			w.mu.Unlock()
+			w.dropDevice(ctx, client)
 		}
 	case held != nil: // a copy of what we have
 		err = held.File.Close()
 	case w.theCache() != nil:
 	case w.overCache.Load():
-		err = w.openCache(ctx)
+		err = w.openCache(ctx, func(o cachefiles.Options) (device, error) { return w.kernel.openWhenFree(ctx, o) })
 	default: // a cache that had been used in another mode may have left much
-		if deleteErr := w.deleteCaches(); deleteErr != nil {
+		if deleteErr := w.deleteCaches(""); deleteErr != nil {
 			w.o.Log.Warn("files of a former cache are left", "cause", deleteErr)
 		}
 	}
 	w.noCache(err)
 }
 
-// After cacheRetry it is tried again to have a cache: another process had the device, or the disk was full. That doubles up to cacheRetryMost.
-const (
-	cacheRetry     = 15 * time.Second
-	cacheRetryMost = 5 * time.Minute
-)
-
-// retryCache has a cache made if there should be one and it could not be made.
-func (w *Watcher) retryCache(ctx context.Context) {
-	w.mu.Lock()
-	due := w.overCache.Load() && w.connected && w.cache == nil && w.uncached != nil && time.Since(w.triedCache) >= w.cacheRetry
-	w.mu.Unlock()
-	if due {
-		w.noCache(w.openCache(ctx))
-	}
-}
-
-// noCache notes why there is no cache; nil: there is one, or there need not be.
-func (w *Watcher) noCache(err error) {
-	w.mu.Lock()
-	former, again := w.uncached, w.cacheRetry
-	w.uncached, w.triedCache = err, time.Now()
-	if former != nil {
-		w.cacheRetry = min(2*w.cacheRetry, cacheRetryMost)
-		again = w.cacheRetry
-	}
-	w.mu.Unlock()
-	switch {
-	case err != nil:
-		w.o.Log.Error("layers cannot be loaded on demand over fscache", "cause", err, "again_after", again)
-	case err == nil && former != nil:
-		w.o.Log.Info("layers can be loaded on demand over fscache again")
-	}
-}
-
-// cacheReady is why instances cannot be mounted over the cache although they should be. It is called with mu held.
-func (w *Watcher) cacheReady() error {
-	switch {
-	case !w.overCache.Load() || w.cache != nil:
-		return nil
-	case w.uncached != nil:
-		return w.uncached
-	}
-	return errors.New("there is no cache of files yet")
-}
-
-// openCache makes a cache. Nobody else may have one on this host.
-func (w *Watcher) openCache(ctx context.Context) error {
+// openCache makes a cache, with a device that open opens. Nobody else may have one on this host.
+func (w *Watcher) openCache(ctx context.Context, open func(cachefiles.Options) (device, error)) error {
 	o := w.o.Cache
 	note := cacheNote{Domain: (domainPrefix + strings.ToLower(rand.Text()))[:domainBytes]}
 	note.Dir = filepath.Join(o.Dir, note.Domain)
-	if err := w.deleteCaches(); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(note.Dir, 0o700); err != nil {
 		return err
 	}
 	c := &cache{w: w, note: note}
 	options := c.options()
 	options.Limits = o.Limits
-	device, err := w.kernel.openWhenFree(ctx, options)
+	device, err := open(options)
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(note.Dir))
 	}
 	c.device = device
-	c.serve()
 	w.setCache(c)
+	c.serve()
+	if err := w.deleteCaches(note.Domain); err != nil {
+		w.o.Log.Warn("files of a former cache are left", "cause", err)
+	}
 	if o.Try == nil {
 		return nil
 	}
@@ -177,14 +136,15 @@ func (w *Watcher) openCache(ctx context.Context) error {
 	return nil
 }
 
-// deleteCaches deletes what earlier caches have left. The kernel has given them up, or the device would be busy.
-func (w *Watcher) deleteCaches() error {
+// deleteCaches deletes what caches of other domains have left. The kernel has given them up: it has one at a time, and that is ours, or no
+// keeper has held one.
+func (w *Watcher) deleteCaches(but string) error {
 	former, err := os.ReadDir(w.o.Cache.Dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	for _, e := range former {
-		if strings.HasPrefix(e.Name(), domainPrefix) {
+		if strings.HasPrefix(e.Name(), domainPrefix) && e.Name() != but {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(w.o.Cache.Dir, e.Name())))
 		}
 	}
@@ -193,7 +153,7 @@ func (w *Watcher) deleteCaches() error {
 
 // adoptCache goes on with a cache that a keeper has held for an earlier process. It owns the device.
 func (w *Watcher) adoptCache(h keeper.HeldDevice) error {
-	c := &cache{w: w, held: true, unmounted: time.Now(), unswept: time.Now()} // what was unmounted meanwhile is not known
+	c := &cache{w: w, held: true, sure: true, unmounted: time.Now(), unswept: time.Now()} // what was unmounted meanwhile is not known
 	if err := json.Unmarshal(h.Note, &c.note); err != nil {
 		return errors.Join(fmt.Errorf("note of the keeper about the cache: %w", err), h.File.Close())
 	}
@@ -260,28 +220,6 @@ func (c *cache) serve() {
 	})
 }
 
-// lost gives the device up, which cannot be served any more: what is mounted fails, instead of waiting for ever. Another cache is made later.
-func (c *cache) lost(cause error) {
-	w := c.w
-	w.o.Log.Error("requests over fscache cannot be answered any more: reads of what is mounted fail; restart the daemon, which then names the containers", "cause", cause)
-	w.mu.Lock()
-	client := w.keeper
-	if w.cache == c {
-		w.cache = nil
-	}
-	w.mu.Unlock()
-	w.noCache(cause)
-	errs := []error{c.device.Close()}
-	if client != nil {
-		ctx, cancel := context.WithTimeout(w.ctx, keeperTimeout)
-		defer cancel()
-		errs = append(errs, client.DropDevice(ctx))
-	}
-	if err := errors.Join(errs...); err != nil {
-		w.o.Log.Error("the device of the cache was not given up: readers wait", "cause", err)
-	}
-}
-
 // mountTime is longer than a mount takes, if it does not fail.
 const mountTime = time.Minute
 
@@ -293,37 +231,6 @@ func (c *cache) prepare(ctx context.Context, client *keeper.Client) error {
 	defer c.mu.Unlock()
 	c.prepared = time.Now()
 	return c.holdLocked(ctx, client)
-}
-
-// hold gives a keeper that has just come the device, if anything is mounted.
-func (c *cache) hold(ctx context.Context, client *keeper.Client) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.held {
-		return nil
-	}
-	return c.give(ctx, client) // after an error it should be held all the same, so the next keeper gets it
-}
-
-// holdLocked has the keeper hold the device, unless it does. It is called with mu held.
-func (c *cache) holdLocked(ctx context.Context, client *keeper.Client) error {
-	if c.held {
-		return nil
-	}
-	if err := c.give(ctx, client); err != nil {
-		return err
-	}
-	c.held = true
-	return nil
-}
-
-// give has a keeper hold the device.
-func (c *cache) give(ctx context.Context, client *keeper.Client) error {
-	note, err := json.Marshal(c.note)
-	if err != nil {
-		return err
-	}
-	return client.HoldDevice(ctx, keeper.HeldDevice{Note: note, File: c.device.File()})
 }
 
 // cookies are the names for a new mount.

@@ -39,6 +39,7 @@ type playedDevice struct {
 	broken chan error // what Serve ends with
 	sweeps int
 	full   bool
+	dead   error // what Check says
 }
 
 func newPlayedKernel(t *testing.T) *playedKernel {
@@ -103,6 +104,12 @@ func (d *playedDevice) Serve(ctx context.Context) error {
 }
 
 func (d *playedDevice) File() *os.File { return d.file }
+
+func (d *playedDevice) Check() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.dead
+}
 
 func (d *playedDevice) WantsCulling() (bool, error) {
 	d.mu.Lock()

@@ -119,21 +119,38 @@ func TestFormerCachesAreDeleted(t *testing.T) {
 	}
 }
 
-// TestCacheLost: a device that cannot be served is given up, by the keeper too, so that nobody waits for it.
-func TestCacheLost(t *testing.T) {
+// TestKeeperIsToldAgain: a keeper that was told to give the device up, and did not say that it has, may do so later.
+func TestKeeperIsToldAgain(t *testing.T) {
 	w, k := newWorld(t), newPlayedKernel(t)
 	d := k.daemon(w)
 	d.UseCache()
 	must(t, d.Connect(context.WithoutCancel(t.Context())))
 	in := w.usual(1)
 	d.open(in)
-	d.mountOver(in)
-	if w.deviceHeld() == "" {
-		t.Fatal("the keeper does not have the device")
+	c := d.theCache()
+	c.settleHolding(true)
+	client := d.keeper
+	must(t, client.DropDevice(t.Context()))
+	d.stop() // no call to a keeper gets an answer
+	c.prepared = time.Now().Add(-2 * mountTime)
+	c.settleHolding(false)
+	if !c.held || c.sure {
+		t.Fatalf("held %t, sure %t", c.held, c.sure)
 	}
-	k.last().broken <- errors.New("broken")
-	eventually(t, "it is given up", func() bool {
-		_, closed, _ := k.last().state()
-		return closed && w.deviceHeld() == "" && d.Ready() != nil
-	})
+	client, _, err := keeper.Redial(t.Context(), w.address)
+	must(t, err)
+	defer client.Close()
+	c.device = &playedDevice{file: deviceFile(t)}
+	must(t, c.prepare(t.Context(), client))
+	if w.deviceHeld() == "" || !c.sure {
+		t.Error("something is mounted, and the keeper does not have the device")
+	}
+}
+
+func deviceFile(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Open(os.DevNull)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
 }

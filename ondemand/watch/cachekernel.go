@@ -16,6 +16,7 @@ import (
 type device interface {
 	Serve(context.Context) error
 	File() *os.File
+	Check() error
 	WantsCulling() (bool, error)
 	Sweep() (files int, bytes int64, err error)
 	Stats() cachefiles.Stats

@@ -1,9 +1,6 @@
 package watch
 
-import (
-	"context"
-	"time"
-)
+import "time"
 
 // mounted are the beginnings of the ids of the instances of which the kernel has a superblock over this cache.
 func (c *cache) mounted() (map[string]bool, error) {
@@ -17,8 +14,13 @@ func (c *cache) mounted() (map[string]bool, error) {
 	return found, err
 }
 
-// look culls what nobody has mounted any more, and has the keeper give the device up when nothing is mounted.
+// look culls what nobody has mounted any more, and has the keeper give the device up when nothing is mounted. A cache that the kernel has given up is
+// lost.
 func (c *cache) look() {
+	if err := c.device.Check(); err != nil {
+		c.lost(err)
+		return
+	}
 	mounted, err := c.mounted()
 	if err != nil {
 		c.w.o.Log.Warn("cannot find out what is mounted over fscache", "cause", err)
@@ -90,30 +92,4 @@ func (c *cache) sweep(now time.Time) {
 	} else if files > 0 {
 		c.w.o.Log.Info("cache of files culled", "files", files, "bytes", bytes)
 	}
-}
-
-// settleHolding has the keeper hold the device while anything is mounted, also what was mounted after it took longer than it should, and give it up
-// otherwise: then nothing is to be answered, and a keeper that holds nothing can end.
-func (c *cache) settleHolding(mounted bool) {
-	c.w.mu.Lock()
-	client := c.w.keeper
-	c.w.mu.Unlock()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if client == nil || c.held == mounted || !mounted && time.Since(c.prepared) < mountTime {
-		return
-	}
-	ctx, cancel := context.WithTimeout(c.w.ctx, keeperTimeout)
-	defer cancel()
-	if mounted {
-		if err := c.holdLocked(ctx, client); err != nil {
-			c.w.o.Log.Warn("the keeper does not hold the cache's device though something is mounted; it is told again", "cause", err)
-		}
-		return
-	}
-	if err := client.DropDevice(ctx); err != nil {
-		c.w.o.Log.Warn("the keeper holds the cache's device though nothing is mounted; it is told again", "cause", err)
-		return
-	}
-	c.held = false
 }

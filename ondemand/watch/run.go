@@ -64,11 +64,14 @@ func (w *Watcher) Run(ctx context.Context) error {
 			}
 		case <-ticker.C:
 			w.Sweep()
-			w.retryCache(ctx)
+			w.dropLeft()
 			if c := w.theCache(); c != nil {
 				c.look()
 			}
-			w.dropLeft()
+			if err := w.afterLoss(ctx); err != nil {
+				return err
+			}
+			w.retryCache(ctx)
 		}
 	}
 }

@@ -82,6 +82,8 @@ type Options struct {
 	// Settled is called by Run when it has become known what the keeper holds, or that there is none, after Connect had returned ErrUnsure. An
 	// error ends Run.
 	Settled func(context.Context) error
+	// Lost is called by Run when the kernel's cache was lost: mounts over it are dead, see Domain. An error ends Run.
+	Lost func(context.Context) error
 	// Gone is called with the directory of an orphan that nobody reads from any more. Its files can be deleted.
 	Gone func(dir string)
 	// Secret is called with what an earlier process gave the keeper to keep, nil if nothing.
@@ -98,6 +100,7 @@ type Watcher struct {
 	// overCache says that instances are mounted over the kernel's cache.
 	overCache atomic.Bool
 	kernel    kernel
+	dropping  sync.Mutex // of the device; taken before mu
 
 	mu     sync.Mutex
 	closed bool
@@ -112,6 +115,8 @@ type Watcher struct {
 	// triedCache is when it was tried to have one, cacheRetry how long after that it is tried again.
 	triedCache time.Time
 	cacheRetry time.Duration
+	deviceLeft bool    // the keeper may hold the device of a cache that is lost
+	lostMounts bool    // Lost is to be called
 	stuck      []stuck // what the keeper holds and cannot be served
 	current    map[string]*watched
 	orphans    map[*watched]struct{}

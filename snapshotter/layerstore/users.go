@@ -55,6 +55,14 @@ func NoteUsers(dir string, users []string) (err error) {
 	return syncDir(dir)
 }
 
+// ForgetUsers takes away what NoteUsers has noted.
+func ForgetUsers(dir string) error {
+	if err := os.Remove(filepath.Join(dir, usersName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // Users returns what NoteUsers has noted, and whether it has noted anything. That is so also if it cannot be read.
 func Users(dir string) (users []string, noted bool, err error) {
 	f, err := os.Open(filepath.Join(dir, usersName))

@@ -220,6 +220,42 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestGivenUp: after an I/O error of the disk the kernel gives the cache up without a message. It is noticed, readers are not left waiting, and there
+// can be another cache.
+func TestGivenUp(t *testing.T) {
+	dir := small(t, 64)
+	c := open(t, func(o *cachefiles.Options) { o.Dir = dir })
+	i := c.instance(t, c.domain, 16)
+	target := mount(t, i.mountable())
+	if err := c.d.Check(); err != nil {
+		t.Fatal(err)
+	}
+	disk, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ext4IocShutdown, withoutFlush = 0x8004587d, 2
+	err = unix.IoctlSetPointerInt(int(disk.Fd()), ext4IocShutdown, withoutFlush)
+	disk.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := c.instance(t, c.domain, 16)
+	if _, err := tryMount(t, other.mountable()); err == nil { // a new file cannot be made
+		t.Error("mounted on a disk that is gone")
+	}
+	if err := c.d.Check(); !errors.Is(err, cachefiles.ErrDead) {
+		t.Errorf("check: %v", err)
+	}
+	if _, err := block(t, target, 5); err == nil {
+		t.Error("read from a disk that is gone")
+	}
+	c.close(t)
+	again := open(t)
+	j := again.instance(t, again.domain, 4)
+	expect(t, mount(t, j.mountable()), j.content)
+}
+
 func fill(t *testing.T, name string) {
 	t.Helper()
 	f, err := os.Create(name)
