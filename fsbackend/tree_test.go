@@ -2,6 +2,7 @@ package fsbackend
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,14 @@ func readAt(root *os.File, name string) (string, error) {
 
 // An overlay that is mounted nowhere shows what the same directories show in a container, and nobody sees it.
 func TestOpenOverlay(t *testing.T) {
+	for name, open := range map[string]func(lowers, options []string) (*os.File, error){
+		"as this kernel wants it": OpenOverlay, "as kernels before 6.7": openOverlayAtOnce,
+	} {
+		t.Run(name, func(t *testing.T) { testOpenOverlay(t, open) })
+	}
+}
+
+func testOpenOverlay(t *testing.T, open func(lowers, options []string) (*os.File, error)) {
 	dir := mountDir(t)
 	top, bottom := mkdir(t, dir, "top"), mkdir(t, dir, "bottom")
 	mkdir(t, bottom, "gone")
@@ -40,7 +49,7 @@ func TestOpenOverlay(t *testing.T) {
 	if err := os.Symlink("/one", filepath.Join(top, "link")); err != nil {
 		t.Fatal(err)
 	}
-	root, err := OpenOverlay([]string{top, bottom}, []string{"index=off", "redirect_dir=nofollow"})
+	root, err := open([]string{top, bottom}, []string{"index=off", "redirect_dir=nofollow"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,6 +67,26 @@ func TestOpenOverlay(t *testing.T) {
 	}
 	if points := overlaysOf(t, dir); len(points) > 0 {
 		t.Errorf("it is mounted on %q", points)
+	}
+}
+
+// TestOpenOverlayOfMany: as many as other kernels than this one must be able to have.
+func TestOpenOverlayOfMany(t *testing.T) {
+	dir := mountDir(t)
+	var lowers []string
+	for i := range 40 {
+		lowers = append(lowers, mkdir(t, dir, fmt.Sprint(i)))
+		if err := os.WriteFile(filepath.Join(lowers[i], fmt.Sprint(i)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := openOverlayAtOnce(lowers, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if names, err := root.Readdirnames(-1); err != nil || len(names) != len(lowers) {
+		t.Errorf("%q, %v", names, err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend"
 	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/file"
+	"github.com/erofs-snapshotter/erofs-snapshotter/fsbackend/probe"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 	"github.com/erofs-snapshotter/erofs-snapshotter/snapshotter/layerstore"
 )
@@ -25,6 +26,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(testenv.Main(m))
 }
+
+// fileBacked is what layers with missing data are mounted as here.
+var fileBacked = testenv.Feature{Name: "file-backed", Missing: func() error { return probe.HaveFileBacked(os.TempDir()) }}
 
 // immediate has no grace: what is not referenced goes with the next collection.
 func immediate(root string) Options {

@@ -19,6 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/erofs-snapshotter/erofs-snapshotter/converter/tartest"
+	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv"
 	"github.com/erofs-snapshotter/erofs-snapshotter/integration/testenv/stargzlayer"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/blob"
 	"github.com/erofs-snapshotter/erofs-snapshotter/ondemand/watch"
@@ -92,6 +93,7 @@ type lazyWorld struct {
 
 func newLazyWorld(t *testing.T) *lazyWorld {
 	t.Helper()
+	testenv.Need(t, fileBacked)
 	return &lazyWorld{
 		t: t, root: newRoot(t), content: memoryContent{}, registry: &lazyRegistry{memoryRegistry{blobs: map[digest.Digest][]byte{}}},
 		demand: &answering{watches: map[string]bool{}, serves: map[string]bool{}}, log: &bytes.Buffer{},

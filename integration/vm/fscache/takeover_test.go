@@ -295,7 +295,11 @@ func TestFirstOpenFails(t *testing.T) {
 func TestBusy(t *testing.T) {
 	c := open(t)
 	_, err := cachefiles.Open(cachefiles.Options{Dir: c.dir})
-	want := fmt.Sprintf("fscache.test (process %d)", os.Getpid())
+	name, nameErr := os.ReadFile("/proc/self/comm")
+	if nameErr != nil {
+		t.Fatal(nameErr)
+	}
+	want := fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(name)), os.Getpid())
 	if !errors.Is(err, cachefiles.ErrBusy) || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v", err)
 	}
