@@ -74,8 +74,7 @@ func (d *Device) serveUntilQuiet(ctx context.Context, denied *atomic.Int64, quie
 		count()
 		if n := d.counts.messages(); n != last || d.busy() {
 			last, since = n, time.Now()
-		}
-		if time.Since(since) >= quiet {
+		} else if time.Since(since) >= quiet { // only now: to be held up behind the line above is not to be quiet
 			stop()
 			return last, <-ended
 		}
