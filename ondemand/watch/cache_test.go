@@ -158,6 +158,18 @@ func (d *daemon) mountOver(in *instance) *Cookies {
 	return how.Cookies
 }
 
+// newCached has a daemon with a cache, which does not run, and an instance that is open.
+func newCached(t *testing.T) (*world, *playedKernel, *daemon, *instance) {
+	t.Helper()
+	w, k := newWorld(t), newPlayedKernel(t)
+	d := k.daemon(w)
+	d.UseCache()
+	must(t, d.Connect(context.WithoutCancel(t.Context())))
+	in := w.usual(1)
+	d.open(in)
+	return w, k, d, in
+}
+
 // long has it be so late that mounts and sweeps do not wait for each other any more.
 func (d *daemon) long() {
 	c := d.theCache()

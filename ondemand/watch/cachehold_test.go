@@ -121,12 +121,7 @@ func TestFormerCachesAreDeleted(t *testing.T) {
 
 // TestKeeperIsToldAgain: a keeper that was told to give the device up, and did not say that it has, may do so later.
 func TestKeeperIsToldAgain(t *testing.T) {
-	w, k := newWorld(t), newPlayedKernel(t)
-	d := k.daemon(w)
-	d.UseCache()
-	must(t, d.Connect(context.WithoutCancel(t.Context())))
-	in := w.usual(1)
-	d.open(in)
+	w, _, d, _ := newCached(t)
 	c := d.theCache()
 	c.settleHolding(true)
 	client := d.keeper

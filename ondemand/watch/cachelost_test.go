@@ -11,12 +11,7 @@ import (
 // loseCache has a daemon that has mounted an instance over a cache, which breaks in the given way.
 func loseCache(t *testing.T, breaks func(*daemon, *playedDevice)) (*world, *playedKernel, *daemon, *instance) {
 	t.Helper()
-	w, k := newWorld(t), newPlayedKernel(t)
-	d := k.daemon(w)
-	d.UseCache()
-	must(t, d.Connect(context.WithoutCancel(t.Context())))
-	in := w.usual(1)
-	d.open(in)
+	w, k, d, in := newCached(t)
 	k.mount(d.mountOver(in))
 	if w.deviceHeld() == "" {
 		t.Fatal("the keeper does not have the device")
